@@ -1,0 +1,1 @@
+"""Workloads: data, tasks and experiments that the platform finds by name."""
