@@ -1,0 +1,46 @@
+"""The projector on a CPU, for inference: SwiGLU rides in the epilogues of oneDNN's matrix products.
+
+oneDNN picks AVX-512 kernels on every vendor's processors, where the default library of F.linear does not, and its fused
+epilogues spare two passes over the hidden rows. Training takes the reference route, which autograd records.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokendial_kernels.pool.reference import pool_reference
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def runs_fused_cpu(features_BNC: Tensor, *weights: Tensor) -> bool:
+    """True for float32 on a CPU with oneDNN, contiguous weights, outside of torch.compile (which fuses on its own)."""
+    if torch.compiler.is_compiling() or not HAS_ONEDNN:
+        return False
+    on_cpu = features_BNC.device.type == "cpu" and features_BNC.dtype == torch.float32
+    return on_cpu and all(weight.is_contiguous() for weight in weights)
+
+
+def projector_cpu(
+    features_BNC: Tensor,
+    grid: tuple[int, int],
+    n: int,
+    norm_weight: Tensor,
+    norm_bias: Tensor | None,
+    gate_weight: Tensor,
+    gate_bias: Tensor | None,
+    up_weight: Tensor,
+    up_bias: Tensor | None,
+    down_weight: Tensor,
+    down_bias: Tensor | None,
+    *,
+    eps: float,
+    method: str,
+) -> Tensor:
+    """Project [B, N, C] to [B, n*n, D] without recording gradients."""
+    linear = torch.ops.mkldnn._linear_pointwise
+    pooled_BkC = pool_reference(features_BNC, grid, n, method)
+    normed_BkC = F.layer_norm(pooled_BkC, (pooled_BkC.shape[2],), norm_weight, norm_bias, eps)
+    activated_BkH = linear(normed_BkC, gate_weight, gate_bias, "swish", [], "")
+    hidden_BkH = linear.binary(normed_BkC, activated_BkH, up_weight, up_bias, "mul")
+    return linear(hidden_BkH, down_weight, down_bias, "none", [], "")

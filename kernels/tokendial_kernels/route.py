@@ -1,0 +1,19 @@
+"""Which route a tensor takes: the Triton kernel on CUDA where triton is installed, the library route elsewhere."""
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+HAS_TRITON = find_spec("triton") is not None
+KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def runs_kernel(tensor: Tensor) -> bool:
+    """True for CUDA tensors of a dtype the kernels accumulate exactly enough (float64 takes the library route)."""
+    return HAS_TRITON and tensor.is_cuda and tensor.dtype in KERNEL_DTYPES
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """True where autograd records and one of the tensors asks for a gradient."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
