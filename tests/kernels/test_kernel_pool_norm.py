@@ -1,5 +1,7 @@
 """pool_norm against pooling and normalising by hand in float64, and its gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 from tokendial_kernels.pool import pool
@@ -23,7 +25,7 @@ def by_hand(pooled: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps:
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no_bias"])
-def test_each_count_is_pooled_and_normalised(norm: str, method: str, has_bias: bool):
+def test_each_count_is_pooled_and_normalised(norm: Any, method: Any, has_bias: bool):
     features, weight = draw(2, 35, 6), draw(6, seed=1)
     bias = draw(6, seed=2) if has_bias else None
     outputs = pool_norm(features, (7, 5), (1, 3, 5), weight, bias, norm=norm, eps=1e-5, method=method)

@@ -22,7 +22,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tens
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def draw_weights(dtype: torch.dtype, channels: int = 6, hidden: int = 10, width: int = 7) -> list[Tensor]:
+def draw_weights(dtype: torch.dtype, channels: int = 6, hidden: int = 10, width: int = 7) -> Any:
     shapes = [(channels,), (channels,), (hidden, channels), (hidden,), (hidden, channels), (hidden,), (width, hidden)]
     return [draw(*shape, seed=seed, dtype=dtype) for seed, shape in enumerate([*shapes, (width,)], start=1)]
 
@@ -33,7 +33,8 @@ def test_it_is_pool_norm_gate_up_down(method: Any, n: int):
     features_BNC, weights = draw(2, 35, 6), draw_weights(torch.float64)
     (normed_BkC,) = pool_norm(features_BNC, (7, 5), (n,), weights[0], weights[1], method=method)
     torch.testing.assert_close(
-        normed_BkC, torch.nn.functional.layer_norm(pool(features_BNC, (7, 5), n, method), (6,), *weights[:2], 1e-6)
+        normed_BkC,
+        torch.nn.functional.layer_norm(pool(features_BNC, (7, 5), n, method), (6,), weights[0], weights[1], 1e-6),
     )
     gate, up = normed_BkC @ weights[2].T + weights[3], normed_BkC @ weights[4].T + weights[5]
     wanted = swiglu(gate, up) @ weights[6].T + weights[7]
@@ -44,13 +45,12 @@ def test_it_is_pool_norm_gate_up_down(method: Any, n: int):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_fused_cpu_route_is_within_1e_5_of_float64(has_bias: bool, batch: int):
     features_BNC, weights = draw(batch, 64, 48, dtype=torch.float32), draw_weights(torch.float32, 48, 80, 24)
-    arguments = [
+    arguments: Any = [
         weight if has_bias or weight.dim() == 2 or index == 0 else None for index, weight in enumerate(weights)
     ]
     assert runs_fused_cpu(features_BNC, weights[2], weights[4], weights[6])
-    wanted = projector_reference(
-        features_BNC.double(), (8, 8), 3, *[None if weight is None else weight.double() for weight in arguments]
-    )
+    doubles: Any = [None if weight is None else weight.double() for weight in arguments]
+    wanted = projector_reference(features_BNC.double(), (8, 8), 3, *doubles)
     result = projector(features_BNC, (8, 8), 3, *arguments)
     assert result.shape == wanted.shape == (batch, 9, 24)
     assert (result.double() - wanted).norm() / wanted.norm() < 1e-5
@@ -85,4 +85,4 @@ def test_gated_linear_op_passes_gradcheck_and_opcheck():
 
 def test_graph_refuses_a_cpu_by_name():
     with pytest.raises(ValueError, match="features_BNC is on cpu; admissible: a CUDA device"):
-        ProjectorGraph(draw(1, 36, 6), (6, 6), 2, *draw_weights(torch.float64))
+        ProjectorGraph(draw(1, 36, 6), (6, 6), 2, tuple(draw_weights(torch.float64)))
