@@ -125,13 +125,13 @@ class BudgetConfig(Section):
 class CheckpointConfig(Section):
     every: Positive = Field(100, description="optimizer steps between checkpoints")
     keep: Positive = Field(2, description="newest checkpoints kept")
-    asynchronous: bool = Field(False, description="write shards off the training thread (pays on large models)")
 
 
 class EvaluationConfig(Section):
     counts: tuple[Positive, ...] = Field(description="evaluation grid: token counts, trained or not")
     validation_examples: Positive = Field(512, description="validation examples scored for the curve during search")
     test_examples: Positive = Field(2048, description="test examples scored for the final curve")
+    split: Literal["test", "validation"] = Field("test", description="split of the final curve; searches use validation")
     batch_size: Positive = Field(64, description="examples scored at once")
     every: NonNegative = Field(0, description="optimizer steps between validation curves; 0: only at the end")
     max_new_tokens: Positive = Field(4, description="longest generated answer, tokens")

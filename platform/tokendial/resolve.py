@@ -1,0 +1,216 @@
+"""From an experiment's name and dotted overrides to one validated configuration, before anything heavy is imported."""
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from tokendial.contracts import RunConfig
+from tokendial.experiments import ConfigError, experiment, workload
+from tokendial.presets import SECTION_PRESETS
+from tokendial.schedule import PRESETS, ScheduleConfig, preset
+
+MAX_CONFIG_BYTES = 1 << 20
+BOUNDS = ("steps", "flops", "tokens", "seconds")
+
+__all__ = ["ConfigError", "keys", "resolve"]
+
+
+def resolve(
+    name: str | None,
+    overrides: Sequence[str] = (),
+    config_file: Path | None = None,
+    machine_cpus: int | None = os.cpu_count(),
+) -> RunConfig[Any]:
+    """The configuration of a run.
+
+    Args:
+        name: experiment; may be None where `config_file` names it.
+        overrides: `dotted.key=value` with JSON values (bare words are strings), or `section=preset`.
+        config_file: a resolved configuration to start from instead of the experiment's own.
+        machine_cpus: refuse more workers than this; None where the run goes elsewhere.
+
+    Raises:
+        ConfigError: one sentence naming the field, the value and what is admissible.
+    """
+    document = _read_document(config_file) if config_file else None
+    base = experiment(_experiment_name(name, document))
+    if document is not None:
+        base = _validated(type(base), document)
+    fields, presets = _parse(overrides, base)
+    config = _validated(type(base), _merged(base, fields, presets))
+    workload(config.workload).check(config)
+    if machine_cpus is not None and config.workers > machine_cpus:
+        raise ConfigError(f"workers {config.workers} is more than the {machine_cpus} CPUs of this machine")
+    if config.data.path is not None and "://" not in config.data.path and not Path(config.data.path).exists():
+        raise ConfigError(f"data.path {config.data.path!r} does not exist; give a folder, or leave it for embedded data")
+    return config
+
+
+def keys(model: BaseModel, prefix: str = "") -> dict[str, tuple[str, Any, str]]:
+    """Every dotted key of a configuration as key → (type, value, meaning)."""
+    found: dict[str, tuple[str, Any, str]] = {}
+    for name, field in type(model).model_fields.items():
+        value, key = getattr(model, name), f"{prefix}{name}"
+        if isinstance(value, BaseModel):
+            found.update(keys(value, f"{key}."))
+        else:
+            found[key] = (_type_name(field.annotation), value, field.description or "")
+    return found
+
+
+def _experiment_name(name: str | None, document: Mapping[str, Any] | None) -> str:
+    recorded = document.get("experiment") if document else None
+    if document is not None and not isinstance(recorded, str):
+        raise ConfigError("the config file has no `experiment`; it must be a resolved configuration of tokendial")
+    if name and recorded and name != recorded:
+        raise ConfigError(f"experiment {name!r} differs from {recorded!r} in the config file; give one of them")
+    chosen = name or recorded
+    if chosen is None:
+        raise ConfigError("no experiment given; `tokendial train --list` shows them")
+    return chosen
+
+
+def _read_document(path: Path) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"config file {path} has {size} bytes; the most admitted is {MAX_CONFIG_BYTES}")
+        document = json.loads(path.read_text("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"config file {path} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"config file {path} holds a {type(document).__name__}; it must be a JSON object")
+    return document
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ConfigError(f"duplicate key {next(n for n in names if names.count(n) > 1)!r} in JSON; give each key once")
+    return document
+
+
+def _no_constant(name: str) -> None:
+    raise ConfigError(f"{name} is not a number a configuration admits; numbers must be finite")
+
+
+def _parse(overrides: Sequence[str], base: RunConfig[Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    fields: dict[str, Any] = {}
+    presets: dict[str, str] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {override!r} is not of the form key=value")
+        if key in fields or key in presets:
+            raise ConfigError(f"duplicate key {key!r}; give each key once")
+        value = _value(text)
+        if isinstance(getattr(base, key, None), BaseModel) and not isinstance(value, dict):
+            presets[key] = text
+        else:
+            fields[key] = value
+    return fields, presets
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except (json.JSONDecodeError, RecursionError):
+        return text
+
+
+def _merged(base: RunConfig[Any], fields: Mapping[str, Any], presets: Mapping[str, str]) -> dict[str, Any]:
+    """The base as a document, with presets and then fields applied, whatever their order on the command line."""
+    document = base.model_dump(mode="json")
+    for section, name in presets.items():
+        if section == "schedule":
+            continue
+        choices = SECTION_PRESETS.get(section, {})
+        if name not in choices:
+            known = ", ".join(choices) or "none; set its fields with a dot"
+            raise ConfigError(f"{section} preset {name!r} is unknown; presets of {section}: {known}")
+        document[section] |= choices[name]
+    document["schedule"] = _schedule(base.schedule, fields.get("schedule.counts"), presets.get("schedule"))
+    given = [bound for bound in BOUNDS if f"budget.{bound}" in fields]
+    if given:
+        document["budget"] = dict.fromkeys(BOUNDS) | {"horizon": None}
+    for key, value in fields.items():
+        _assign(document, key, value, type(base))
+    return document
+
+
+def _schedule(base: ScheduleConfig, counts: Any, name: str | None) -> dict[str, Any]:
+    """The preset named, or the base's own preset where only the counts change, over the counts asked for."""
+    wanted = tuple(counts) if isinstance(counts, list) and counts else None
+    if name is None and (wanted is None or base.preset not in PRESETS):
+        return base.model_dump(mode="json")
+    chosen = name or base.preset
+    if chosen not in PRESETS:
+        raise ConfigError(f"schedule preset {chosen!r} is unknown; choose one of {', '.join(PRESETS)}")
+    try:
+        return preset(chosen, wanted or PRESETS[chosen].counts(base.counts)).model_dump(mode="json")
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, "schedule.")) from error
+    except TypeError as error:
+        raise ConfigError(f"schedule.counts {list(wanted or ())} must be a list of positive whole numbers") from error
+
+
+def _assign(document: dict[str, Any], key: str, value: Any, model: type[BaseModel]) -> None:
+    *parents, last = key.split(".")
+    place, known = document, model
+    for depth, part in enumerate(parents):
+        _require(part, place, ".".join(parents[:depth]), known)
+        if place[part] is None:
+            place[part] = {}
+        if not isinstance(place[part], dict):
+            raise ConfigError(f"key {key!r} goes into {'.'.join(parents[: depth + 1])}, which has no fields")
+        place = place[part]
+    inside = ".".join(parents)
+    if not _is_free(inside):
+        _require(last, place, inside, model)
+    place[last] = value
+
+
+def _is_free(section: str) -> bool:
+    """Sections whose keys are another library's: transformers' configurations, and sections that may be absent."""
+    return section.endswith((".vision.config", ".language.config", "schedule.distil", "model.lora"))
+
+
+def _require(part: str, place: Mapping[str, Any], inside: str, model: type[BaseModel]) -> None:
+    if part in place:
+        return
+    prefix = f"{inside}." if inside else ""
+    near = difflib.get_close_matches(part, place, n=3, cutoff=0.5) or sorted(place)
+    raise ConfigError(f"unknown key {prefix + part!r}; near it: {', '.join(prefix + name for name in near)}")
+
+
+def _validated(model: type[RunConfig[Any]], document: Mapping[str, Any]) -> RunConfig[Any]:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from error
+
+
+def _sentence(error: ValidationError, prefix: str = "") -> str:
+    """The first problem of a validation, as one sentence."""
+    problem = error.errors(include_url=False)[0]
+    where = prefix + ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return message
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where!r}; `tokendial train EXPERIMENT --help` lists the keys"
+    shown = repr(problem["input"])
+    return f"{where} = {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
+
+
+def _type_name(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return text.replace("typing.", "").split("Annotated[")[-1].split(", FieldInfo")[0].split(", Strict")[0]

@@ -1,0 +1,224 @@
+"""The run store: one folder per run under `TOKENDIAL_HOME` (default `./runs`), found by id, name or `last`.
+
+    runs/<name>/config.json      resolved configuration
+    runs/<name>/run.json         who, when, status, MLflow run id
+    runs/<name>/checkpoints/     checkpoints whose manifest is the commit
+    runs/<name>/model/           exported Hugging Face folder
+    runs/<name>/figures/, result.json, grades.npz, logs/
+"""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tokendial.contracts import RunConfig
+from tokendial.experiments import ConfigError
+from tokendial.identity import Identity, user_name
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# What may change when a run is resumed, and so is no part of its name.
+VOLATILE = {"workers", "micro_batch", "tracking", "checkpoint", "max_failures", "description"}
+LEASE_SECONDS = 30
+
+
+class RunRecord(BaseModel):
+    """`run.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    experiment: str
+    user: str
+    status: Status
+    created: float
+    commit: str = ""
+    run_id: str | None = None
+    tracking_uri: str | None = None
+    error: str | None = None
+    parent: str | None = None
+
+
+class Run:
+    """A run's folder and its record."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def record(self) -> RunRecord:
+        return RunRecord.model_validate_json((self.folder / "run.json").read_text())
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def figures(self) -> Path:
+        return self.folder / "figures"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+    def config_document(self) -> dict[str, Any]:
+        return json.loads((self.folder / "config.json").read_text())
+
+    def update(self, **changes: Any) -> RunRecord:
+        record = self.record.model_copy(update=changes)
+        write_atomically(self.folder / "run.json", record.model_dump_json(indent=2))
+        return record
+
+    @contextmanager
+    def lease(self) -> Iterator[None]:
+        """Hold the run for this process; a second holder is refused while the first is alive."""
+        path = self.folder / "lease.json"
+        if path.exists():
+            holder = json.loads(path.read_text())
+            if _alive(holder):
+                raise ConfigError(
+                    f"run {self.name!r} is already being worked on by process {holder['pid']} on {holder['host']}; "
+                    "wait for it, stop it, or start another with --new"
+                )
+        mine = {"pid": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+        write_atomically(path, json.dumps(mine))
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def home() -> Path:
+    """Where runs live: `TOKENDIAL_HOME`, or `runs` under the working folder."""
+    return Path(os.environ.get("TOKENDIAL_HOME") or "runs").resolve()
+
+
+def run_name(config: RunConfig[Any], user: str | None = None) -> str:
+    """`user.experiment.hash`, the hash over everything that a resumed run must share."""
+    document = config.model_dump(mode="json", exclude=VOLATILE)
+    document["data"].pop("path", None)
+    document["data"].pop("num_workers", None)
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    experiment = re.sub(r"[^A-Za-z0-9.-]", "-", config.experiment)
+    return f"{user or user_name()}.{experiment}.{digest}"
+
+
+def create(name: str, config: RunConfig[Any], identity: Identity, parent: str | None = None) -> Run:
+    """A new run's folder, or the existing one if its configuration agrees in everything that may not change."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"run name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`")
+    run = Run(home() / name)
+    document = config.model_dump(mode="json")
+    if (run.folder / "run.json").exists():
+        _refuse_other_config(run, document)
+    else:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        record = RunRecord(
+            name=name,
+            experiment=config.experiment,
+            user=identity.user,
+            status="RUNNING",
+            created=time.time(),
+            commit=identity.commit,
+            parent=parent,
+        )
+        write_atomically(run.folder / "run.json", record.model_dump_json(indent=2))
+        if identity.diff:
+            (run.folder / "uncommitted.diff").write_text(identity.diff)
+    write_atomically(run.folder / "config.json", json.dumps(document, indent=2))
+    return run
+
+
+def fresh_name(name: str) -> str:
+    """`name`, or `name-2`, `name-3`, … whichever is free."""
+    number, candidate = 1, name
+    while (home() / candidate).exists():
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
+
+
+def find(reference: str) -> Run:
+    """The run a user means by a name, an MLflow run id or `last`; raises ConfigError naming the near ones."""
+    known = list_runs()
+    mine = [run for run in known if run.record.user == user_name()]
+    if reference == "last" and mine:
+        return mine[-1]
+    for run in known:
+        if reference in (run.name, run.record.run_id):
+            return run
+    near = ", ".join(run.name for run in known[-5:]) or "none yet"
+    raise ConfigError(f"run {reference!r} is not under {home()}; the newest there: {near}")
+
+
+def list_runs() -> list[Run]:
+    """Every run under the home folder, oldest first."""
+    folders = [path.parent for path in home().glob("*/run.json")]
+    return sorted((run for run in map(Run, folders) if _readable(run)), key=lambda run: run.record.created)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside the target, then rename over it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, "utf-8")
+    temporary.replace(path)
+
+
+def _readable(run: Run) -> bool:
+    try:
+        return bool(run.record)
+    except (ValidationError, OSError):
+        return False
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    if holder["host"] != socket.gethostname():
+        return time.time() - holder["started"] < LEASE_SECONDS
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _refuse_other_config(run: Run, document: dict[str, Any]) -> None:
+    recorded = run.config_document()
+    changed = sorted(
+        key for key in document if key not in VOLATILE and _without_paths(document[key]) != _without_paths(recorded[key])
+    )
+    if changed:
+        details = "; ".join(f"{key}: {_difference(recorded[key], document[key])}" for key in changed)
+        raise ConfigError(
+            f"run {run.name!r} has another configuration ({details}); use --new, another --name, or --from {run.name}"
+        )
+
+
+def _without_paths(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k not in ("path", "num_workers")} if isinstance(value, dict) else value
+
+
+def _difference(before: Any, after: Any) -> str:
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        return ", ".join(f"{name} {before.get(name)!r} → {after.get(name)!r}" for name in names)
+    return f"{before!r} → {after!r}"
