@@ -1,0 +1,65 @@
+# make demo | test | test-all | lint | gpu. Each makes .venv first where it is missing or older than its pins.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint gpu
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+WARM_LIMIT_S ?= 300
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export OMP_NUM_THREADS := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export DO_NOT_TRACK := true
+export HF_HUB_DISABLE_TELEMETRY := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+unexport PYTHONPATH VIRTUAL_ENV PYTHONHOME
+
+help:
+	@echo "make demo      train a small model on real digits and print its token curve"
+	echo "make test      tests without the long proofs"
+	echo "make test-all  all tests that need no GPU"
+	echo "make lint      ruff and pyright"
+	echo "make gpu       kernel tests and benchmarks on a CUDA device"
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@python="$(PYTHON)"
+	if ! "$${python:-false}" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+	  echo "tokendial needs Python 3.11, found '$${python:-none}'; install it or run make PYTHON=/path/to/python3.11" >&2
+	  exit 1
+	fi
+	if ! "$$python" -c 'import os, sys, sysconfig
+	sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'; then
+	  echo "Python.h is missing; install Python 3.11's headers (python3.11-dev)" >&2
+	  exit 1
+	fi
+	for tool in g++ make; do
+	  command -v "$$tool" >/dev/null || { echo "$$tool is missing; install a C++ compiler and make" >&2; exit 1; }
+	done
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear .venv
+	echo "set-up: installing pinned packages into .venv (some minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  -e '.[train,search,serve,dev]'
+	$(BIN)/python -m tokendial.environment warm $(WARM_LIMIT_S)
+	touch $@
+	echo "set-up took $$SECONDS s"
+
+demo: .venv/.ready
+	@$(BIN)/tokendial train digits.demo
+
+test: .venv/.ready
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: .venv/.ready
+	@$(BIN)/python -m pytest -m "not gpu"
+
+lint: .venv/.ready
+	@$(BIN)/ruff check
+	$(BIN)/pyright
+
+gpu: .venv/.ready
+	@$(BIN)/python -m pytest -m gpu tests/kernels
+	$(BIN)/python -m tokendial_kernels.bench

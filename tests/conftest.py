@@ -1,0 +1,37 @@
+"""Every test runs with telemetry off, one OpenMP thread, its own runs folder, and no Ray authentication."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tokendial import environment
+
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["TOKENDIAL_HOME"] = tempfile.mkdtemp(prefix="tokendial-tests-")
+environment.apply()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A runs folder of the test's own."""
+    monkeypatch.setenv("TOKENDIAL_HOME", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """One local Ray cluster of two CPUs for the whole session, started by the first test that asks for it."""
+    import ray
+
+    context = ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 * 1024 * 1024,
+        runtime_env={"env_vars": environment.worker_environment()},
+    )
+    yield context.address_info["address"]
+    ray.shutdown()
