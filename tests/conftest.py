@@ -1,16 +1,18 @@
 """Every test runs with telemetry off, one OpenMP thread, its own runs folder, and no Ray authentication."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tokendial import environment
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["TOKENDIAL_HOME"] = tempfile.mkdtemp(prefix="tokendial-tests-")
+atexit.register(shutil.rmtree, os.environ["TOKENDIAL_HOME"], ignore_errors=True)
 environment.apply()
 
 

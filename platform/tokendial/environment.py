@@ -62,7 +62,7 @@ def has_gpu() -> bool:
 
 
 def build_folder() -> Path:
-    """Where torch builds extensions: one folder per Python environment and torch release, so none rebuilds another's."""
+    """Where torch builds extensions: one folder per environment and torch release, none rebuilds another's."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.blake2b(f"{sys.prefix} {torch_version()}".encode(), digest_size=4).hexdigest()
     return cache / "tokendial" / "torch_extensions" / key
