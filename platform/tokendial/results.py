@@ -1,0 +1,110 @@
+"""What a run found, as one JSON object: the last line of `train`, `eval` and `report --json`, and `result.json`."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from tokendial.curve import CurvePoint, Difference, Interval, ItemScores, Matrix, TwinKind, autc, autc_weights
+from tokendial.ledger import Ledger
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+
+class RunResult(BaseModel):
+    """Everything a reader of one run needs; paths are absolute, counts are the keys of `curve`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+
+    run_id: str | None = Field(description="MLflow run id; null while the tracking server has not been reached")
+    name: str = Field(description="name of the run")
+    status: Status = Field(description="RUNNING, FINISHED, FAILED or KILLED")
+    autc: float | None = Field(None, description="area under the token curve over log2 k, in [0, 1]")
+    autc_ci: Interval | None = Field(None, description="95 % interval of `autc`")
+    curve: dict[int, CurvePoint] = Field(default_factory=dict, description="quality at each count of the grid")
+    groups: dict[str, dict[int, float]] = Field(default_factory=dict, description="quality by question type and count")
+    metric: str = Field("", description="primary metric that quality is")
+    split: str = Field("", description="split the curve was measured on")
+    workload: str = Field("", description="workload")
+    experiment: str = Field("", description="experiment the configuration came from")
+    schedule: str = Field("", description="name of the token schedule")
+    trained_counts: tuple[int, ...] = Field((), description="counts the schedule trained at")
+    seed: int | None = Field(None, description="seed of initialisation, data order and draws")
+    steps: int = Field(0, description="optimizer steps taken")
+    flops: float = Field(0.0, description="training FLOPs as executed")
+    seconds: float = Field(0.0, description="wall seconds of training")
+    ledger: dict[str, Any] = Field(default_factory=dict, description="what the run spent, per count and in all")
+    twins: TwinKind | None = Field(None, description="what twins shared with the flexible run: steps or flops")
+    regret: dict[int, Difference] = Field(default_factory=dict, description="twin − flexible quality, by count")
+    matrix: Matrix | None = Field(None, description="trained-at × served-at qualities")
+    figures: dict[str, str] = Field(default_factory=dict, description="paths of figures by name")
+    model_dir: str | None = Field(None, description="exported Hugging Face folder")
+    commit: str = Field("", description="commit the run was sent from")
+    error: str | None = Field(None, description="why the run failed, one sentence")
+
+    @field_validator("ledger")
+    @classmethod
+    def _readable_ledger(cls, document: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return Ledger.from_json(document).to_json() if document else {}
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a ledger: {error}") from error
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.autc is None) != (not self.curve):
+            raise ValueError("`autc` and `curve` come together")
+        if not self.curve:
+            return self
+        autc_weights(sorted(self.curve))
+        for count, point in self.curve.items():
+            if not (0 <= point.quality <= 1 and point.ci[0] <= point.ci[1] and point.n > 0):
+                raise ValueError(f"the curve's point at {count} is not one: {point}")
+        if self.autc is not None and abs(autc(self.curve) - self.autc) > 1e-6:
+            raise ValueError(f"autc {self.autc} is not the area under the curve, {autc(self.curve)}")
+        return self
+
+    @property
+    def spent(self) -> Ledger | None:
+        """The ledger as an object."""
+        return Ledger.from_json(self.ledger) if self.ledger else None
+
+    def to_line(self) -> str:
+        """The object on one line."""
+        return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, separators=(", ", ": "))
+
+
+def write_result(path: Path, result: RunResult) -> None:
+    """Write `result.json` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(result.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    temporary.replace(path)
+
+
+def read_result(path: Path) -> RunResult:
+    """Read `result.json`; raises FileNotFoundError or pydantic's ValidationError."""
+    return RunResult.model_validate_json(path.read_text("utf-8"))
+
+
+def write_scores(path: Path, scores: ItemScores) -> None:
+    """Write every answer's quality as a compressed `.npz`, the basis of later paired comparisons."""
+    import numpy as np
+
+    columns: dict[str, Any] = {
+        f"k{count}": np.asarray(values, dtype=np.float64) for count, values in scores.quality.items()
+    }
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    columns |= {"sources": np.asarray(scores.sources), "groups": np.asarray(scores.groups, dtype=str)}
+    np.savez_compressed(temporary, **columns)
+    temporary.replace(path)
+
+
+def read_scores(path: Path) -> ItemScores:
+    """Read what `write_scores` wrote; raises FileNotFoundError or ValueError."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as stored:
+        quality = {int(name[1:]): stored[name].tolist() for name in stored.files if name[0] == "k"}
+        return ItemScores(stored["sources"].tolist(), quality, stored["groups"].tolist())
