@@ -65,6 +65,11 @@ class ScheduleConfig(_Frozen):
             raise ValueError(f"schedule.phases leave a gap: the last `until` must be 1, got {ends[-1]}")
         if self.loss_weights is not None:
             self._check_weights("loss_weights", self.loss_weights)
+        laws = [phase.weights for phase in self.phases] or [self.weights]
+        if self.importance and any(0 in law for law in laws):
+            raise ValueError(
+                f"schedule.importance divides by draw probabilities, so no weight may be 0; got {[list(w) for w in laws]}"
+            )
         if self.distil is not None and self.distil.teacher != "max" and self.distil.teacher not in counts:
             raise ValueError(f"schedule.distil.teacher {self.distil.teacher} is not one of the counts {counts}")
         if self.mix == "sandwich" and self.random_counts > max(0, len(counts) - 2):

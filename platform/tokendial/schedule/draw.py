@@ -12,7 +12,7 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import cached_property, lru_cache
 
-from tokendial.schedule.config import ScheduleConfig
+from tokendial.schedule.config import Phase, ScheduleConfig
 
 TOTAL = 1 << 32
 _MASK = (1 << 64) - 1
@@ -56,7 +56,7 @@ def stream_key(name: str) -> int:
 
 
 def quantise(weights: Sequence[Fraction]) -> tuple[int, ...]:
-    """Integers proportional to `weights` that sum to 2**32: floors, then largest remainders, ties to the smaller index."""
+    """Integers proportional to `weights` that sum to 2**32: floors, then largest remainders, ties to the left."""
     total = sum(weights)
     exact = [weight * TOTAL / total for weight in weights]
     floors = [int(value) for value in exact]
@@ -82,7 +82,7 @@ class TokenSchedule:
     def __init__(self, config: ScheduleConfig) -> None:
         self.config = config
         self.counts = config.counts
-        self._laws: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._laws: dict[tuple[Fraction, Fraction | None], tuple[int, ...]] = {}
 
     @cached_property
     def hash(self) -> str:
@@ -111,13 +111,14 @@ class TokenSchedule:
     def law(self, step: int, horizon: int) -> tuple[int, ...]:
         """Draw probabilities at `step`, in units of 2**-32."""
         config = self.config
-        if not config.phases and config.temperature_end is None:
-            step, horizon = 0, 1
-        key = (min(step, horizon), horizon)
+        progress = Fraction(min(step, horizon), horizon)
+        start, phase = _phase_at(config, progress)
+        moving = config.temperature_end is not None or (phase is not None and phase.ease != "step")
+        key = (start, progress if moving else None)
         if key not in self._laws:
             if len(self._laws) > 4096:
                 self._laws.clear()
-            self._laws[key] = quantise(_cooled(_weights_at(config, Fraction(*key)), _temperature_at(config, key)))
+            self._laws[key] = quantise(_cooled(_weights_at(config, progress), _temperature_at(config, progress)))
         return self._laws[key]
 
     def _bits(self, seed: int, step: int, salt: int = 0) -> int:
@@ -182,16 +183,26 @@ class TokenSchedule:
         return tuple(groups)
 
 
+def _phase_at(config: ScheduleConfig, progress: Fraction) -> tuple[Fraction, Phase | None]:
+    """Start of the phase that a fraction of the run falls into, and the phase; None where there are no phases."""
+    start = Fraction(0)
+    for phase in config.phases:
+        end = Fraction(str(phase.until))
+        if progress < end or end == 1:
+            return start, phase
+        start = end
+    return start, None
+
+
 def _weights_at(config: ScheduleConfig, progress: Fraction) -> list[Fraction]:
     """Unnormalised weights at a fraction of the run; decimals of the configuration are taken exactly as written."""
-    before, start = _exact(config.weights), Fraction(0)
-    for phase in config.phases:
-        after, end = _exact(phase.weights), Fraction(str(phase.until))
-        if progress < end or end == 1:
-            share = _ease(phase.ease, min(Fraction(1), (progress - start) / (end - start)))
-            return [(1 - share) * b + share * a for b, a in zip(before, after, strict=True)]
-        before, start = after, end
-    return before
+    start, phase = _phase_at(config, progress)
+    if phase is None:
+        return _exact(config.weights)
+    index = config.phases.index(phase)
+    before = _exact(config.phases[index - 1].weights if index else config.weights)
+    share = _ease(phase.ease, (progress - start) / (Fraction(str(phase.until)) - start))
+    return [(1 - share) * b + share * a for b, a in zip(before, _exact(phase.weights), strict=True)]
 
 
 def _exact(weights: Sequence[float]) -> list[Fraction]:
@@ -221,11 +232,11 @@ def _cosine(share: Fraction) -> Fraction:
         return Fraction(total)
 
 
-def _temperature_at(config: ScheduleConfig, key: tuple[int, int]) -> Fraction:
+def _temperature_at(config: ScheduleConfig, progress: Fraction) -> Fraction:
     start = Fraction(str(config.temperature))
     if config.temperature_end is None:
         return start
-    return start + (Fraction(str(config.temperature_end)) - start) * Fraction(*key)
+    return start + (Fraction(str(config.temperature_end)) - start) * progress
 
 
 def _cooled(weights: Sequence[Fraction], temperature: Fraction) -> list[Fraction]:
@@ -237,4 +248,5 @@ def _cooled(weights: Sequence[Fraction], temperature: Fraction) -> list[Fraction
         power = Decimal(temperature.denominator) / Decimal(temperature.numerator)
         largest = max(weights)
         scaled = [weight / largest for weight in weights]
-        return [Fraction((Decimal(w.numerator) / Decimal(w.denominator)) ** power) if w else Fraction(0) for w in scaled]
+        roots = [(Decimal(w.numerator) / Decimal(w.denominator)) ** power if w else Decimal(0) for w in scaled]
+        return [Fraction(root) for root in roots]

@@ -98,4 +98,5 @@ def preset(name: str, counts: Sequence[int]) -> ScheduleConfig:
     """The named schedule over `counts`; raises ValueError for an unknown name."""
     if name not in PRESETS:
         raise ValueError(f"schedule preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    return ScheduleConfig.model_validate({"preset": name, "counts": tuple(counts), **PRESETS[name].build(tuple(counts))})
+    fields = PRESETS[name].build(tuple(counts))
+    return ScheduleConfig.model_validate({"preset": name, "counts": tuple(counts), **fields})
