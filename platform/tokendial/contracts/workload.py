@@ -70,11 +70,12 @@ class Task(Protocol):
     def logits(
         self, model: nn.Module, features: Tensor, batch: Batch, k: int, valid_B: Tensor | None = None
     ) -> Tensor:
-        """Logits [B, k + L - 1, V] of an expanded batch; with `valid_B`, example b attends to its first valid_B[b]."""
+        """Logits [B, L, V] at the text columns of an expanded batch, for every count (the image column's are the last
+        visual token's); with `valid_B`, example b attends to its first valid_B[b] visual tokens."""
         ...
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy summed over answer tokens, in nats (a scalar)."""
+        """Cross-entropy summed over answer tokens, in nats (a scalar); the batch may be expanded or not."""
         ...
 
     def num_targets(self, batch: Batch) -> int:
