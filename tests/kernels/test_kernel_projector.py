@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tokendial_kernels.pool import pool
 from tokendial_kernels.pool_norm import pool_norm
 from tokendial_kernels.projector import projector
@@ -34,7 +35,7 @@ def test_it_is_pool_norm_gate_up_down(method: Any, n: int):
     (normed_BkC,) = pool_norm(features_BNC, (7, 5), (n,), weights[0], weights[1], method=method)
     torch.testing.assert_close(
         normed_BkC,
-        torch.nn.functional.layer_norm(pool(features_BNC, (7, 5), n, method), (6,), weights[0], weights[1], 1e-6),
+        F.layer_norm(pool(features_BNC, (7, 5), n, method), (6,), weights[0], weights[1], 1e-6),
     )
     gate, up = normed_BkC @ weights[2].T + weights[3], normed_BkC @ weights[4].T + weights[5]
     wanted = swiglu(gate, up) @ weights[6].T + weights[7]

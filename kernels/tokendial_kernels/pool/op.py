@@ -26,7 +26,8 @@ def pool_backward_op(grad_BkC: Tensor, height: int, width: int, n: int, method: 
     """Spread the gradient of [B, n*n, C] tokens back over [B, N, C] patches."""
     from tokendial_kernels.pool.kernel import launch_spread
 
-    return launch_spread(grad_BkC.reshape(-1, grad_BkC.shape[2]), grad_BkC.shape[0], height, width, (n,), method)
+    rows_RC = grad_BkC.reshape(-1, grad_BkC.shape[2])
+    return launch_spread(rows_RC, grad_BkC.shape[0], height, width, (n,), method, grad_BkC.dtype)
 
 
 @pool_op.register_kernel("cpu")

@@ -5,6 +5,7 @@ with the transposed bands. Three inputs to two outputs give ((0, (1/2, 1/2)), (1
 ((0, (1/2,)), (0, (1/2, 1/2)), (1, (1/2,))).
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -60,13 +61,14 @@ def axis_matrix(size: int, n: int, method: str, like: Tensor) -> Tensor:
     return torch.tensor([row + [0.0] * (size - len(row)) for row in rows], dtype=like.dtype, device=like.device)
 
 
-def band_table(bands: tuple[Band, ...], num_inputs: int, width: int, device: torch.device) -> Table:
-    """Pad bands to one width within `num_inputs`: near the far edge a band starts earlier, at weight 0."""
-    starts, rows = [], []
-    for start, weights in bands:
-        shifted = min(start, num_inputs - width)
-        row = [0.0] * (start - shifted) + list(weights)
-        starts.append(shifted)
-        rows.append(row + [0.0] * (width - len(row)))
-    start = torch.tensor(starts, dtype=torch.int32, device=device)
+def band_table(bands: Sequence[Band], width: int, device: torch.device) -> Table:
+    """Pad bands to `width` with weight 0, which the kernels never read under."""
+    start = torch.tensor([start for start, _ in bands], dtype=torch.int32, device=device)
+    rows = [list(weights) + [0.0] * (width - len(weights)) for _, weights in bands]
     return Table(start, torch.tensor(rows, dtype=torch.float32, device=device), width)
+
+
+def stacked_table(per_count: Sequence[Sequence[Band]], device: torch.device) -> Table:
+    """The bands of several counts one after the other, in one table."""
+    bands = [band for bands in per_count for band in bands]
+    return band_table(bands, max(len(weights) for _, weights in bands), device)

@@ -1,0 +1,68 @@
+"""A set of merges and what it does to features: size-weighted means on the way in, copies on the way out.
+
+Surviving tokens keep their original order. Worked example: of tokens a, b, c with token 0 merged into token 1, the rows
+are ((a + b) / 2, c) with sizes (2, 1), and unmerging gives ((a + b) / 2, (a + b) / 2, c).
+Shapes: B batch, N tokens, R merged away, M = N - R surviving, C channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokendial_kernels.validation import check_floating
+
+
+@dataclass(frozen=True)
+class Merge:
+    """source [B, R] goes into destination [B, R]; kept [B, M] survive; row [B, N] is every token's surviving row."""
+
+    source_BR: Tensor
+    destination_BR: Tensor
+    kept_BM: Tensor
+    row_BN: Tensor
+
+    @classmethod
+    def of(cls, source_BR: Tensor, destination_BR: Tensor, num_tokens: int) -> "Merge":
+        """Complete a set of source and destination indices, in which no destination is a source."""
+        batch, num_merged = source_BR.shape
+        num_kept = num_tokens - num_merged
+        token_BN = torch.arange(num_tokens, device=source_BR.device).expand(batch, -1)
+        survives_BN = torch.ones_like(token_BN).scatter(1, source_BR, 0)
+        rank_BN = survives_BN.cumsum(1) - 1
+        # Tokens merged away write to a spare last column, which is then cut off.
+        column_BN = torch.where(survives_BN.bool(), rank_BN, num_kept)
+        kept_BM = token_BN.new_zeros(batch, num_kept + 1).scatter(1, column_BN, token_BN)[:, :num_kept]
+        row_BN = rank_BN.scatter(1, source_BR, rank_BN.gather(1, destination_BR))
+        return cls(source_BR, destination_BR, kept_BM, row_BN)
+
+    def merge(self, features_BNC: Tensor, sizes_BN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return merged features [B, M, C], the size-weighted means, and their sizes [B, M]; sizes default to 1."""
+        self._check("features_BNC", features_BNC, self.row_BN.shape[1])
+        if sizes_BN is None:
+            sizes_BN = features_BNC.new_ones(self.row_BN.shape)
+        elif sizes_BN.shape != self.row_BN.shape:
+            raise ValueError(f"sizes_BN has shape {tuple(sizes_BN.shape)}; admissible: {tuple(self.row_BN.shape)}")
+        wide = torch.float64 if features_BNC.dtype == torch.float64 else torch.float32
+        batch, num_kept, channels = *self.kept_BM.shape, features_BNC.shape[2]
+        sizes_wide_BN = sizes_BN.to(wide)
+        sums_BMC = torch.zeros(batch, num_kept, channels, dtype=wide, device=features_BNC.device).scatter_add(
+            1, self.row_BN.unsqueeze(2).expand(-1, -1, channels), features_BNC.to(wide) * sizes_wide_BN.unsqueeze(2)
+        )
+        sizes_BM = torch.zeros(batch, num_kept, dtype=wide, device=features_BNC.device).scatter_add(
+            1, self.row_BN, sizes_wide_BN
+        )
+        return (sums_BMC / sizes_BM.unsqueeze(2)).to(features_BNC.dtype), sizes_BM.to(sizes_BN.dtype)
+
+    def unmerge(self, merged_BMC: Tensor) -> Tensor:
+        """Give every token [B, N, C] the features of the row that it went into."""
+        self._check("merged_BMC", merged_BMC, self.kept_BM.shape[1])
+        return merged_BMC.gather(1, self.row_BN.unsqueeze(2).expand(-1, -1, merged_BMC.shape[2]))
+
+    def _check(self, name: str, features: Tensor, num_rows: int) -> None:
+        check_floating(name, features, 3)
+        if features.shape[:2] != (self.row_BN.shape[0], num_rows):
+            admissible = (self.row_BN.shape[0], num_rows, "any")
+            raise ValueError(f"{name} has shape {tuple(features.shape)}; admissible: {admissible}")
+        if features.device != self.row_BN.device:
+            raise ValueError(f"{name} is on {features.device}; admissible: {self.row_BN.device}, where the match is")
