@@ -68,7 +68,7 @@ class ScheduleConfig(_Frozen):
         laws = [phase.weights for phase in self.phases] or [self.weights]
         if self.importance and any(0 in law for law in laws):
             raise ValueError(
-                f"schedule.importance divides by draw probabilities, so no weight may be 0; got {[list(w) for w in laws]}"
+                f"schedule.importance divides by draw probabilities, so no weight may be 0, got {laws}"
             )
         if self.distil is not None and self.distil.teacher != "max" and self.distil.teacher not in counts:
             raise ValueError(f"schedule.distil.teacher {self.distil.teacher} is not one of the counts {counts}")
