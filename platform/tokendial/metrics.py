@@ -72,14 +72,14 @@ def ledger_metrics(ledger: Ledger) -> dict[str, float]:
     return values if ledger.money is None else {**values, "ledger/money": ledger.money}
 
 
-def curve_metrics(curve: Mapping[int, CurvePoint]) -> list[tuple[int, dict[str, float]]]:
-    """The final curve as (step, values): step = count for `curve/…`, step 0 for a column per count and AUTC."""
+def curve_metrics(curve: Mapping[int, CurvePoint], step: int) -> list[tuple[int, dict[str, float]]]:
+    """The final curve as (step, values): step = count for `curve/…`; AUTC and a column per count at `step`."""
     rows = [
         (count, {CURVE_QUALITY: point.quality, CURVE_LOW: point.ci[0], CURVE_HIGH: point.ci[1]})
         for count, point in sorted(curve.items())
     ]
     columns = {quality(count): point.quality for count, point in sorted(curve.items())}
-    return [*rows, (0, {**columns, AUTC: autc(curve)})]
+    return [*rows, (step, {**columns, AUTC: autc(curve)})]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 import json
 import os
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -76,6 +79,18 @@ class RunResult(BaseModel):
         return json.dumps(self.model_dump(mode="json"), ensure_ascii=False, separators=(", ", ": "))
 
 
+@dataclass(frozen=True)
+class ExampleAnswers:
+    """One fixed example with the model's answer and its quality at every count; `image_png` is the encoded image."""
+
+    image_png: bytes
+    question: str
+    target: str
+    answers: dict[int, str]
+    quality: dict[int, float]
+    group: str = ""
+
+
 def write_result(path: Path, result: RunResult) -> None:
     """Write `result.json` whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -108,3 +123,26 @@ def read_scores(path: Path) -> ItemScores:
     with np.load(path, allow_pickle=False) as stored:
         quality = {int(name[1:]): stored[name].tolist() for name in stored.files if name[0] == "k"}
         return ItemScores(stored["sources"].tolist(), quality, stored["groups"].tolist())
+
+
+def write_examples(path: Path, examples: Sequence[ExampleAnswers]) -> None:
+    """Write the examples × counts table as JSON with images in base64."""
+    rows = [{**asdict(example), "image_png": b64encode(example.image_png).decode()} for example in examples]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
+    temporary.replace(path)
+
+
+def read_examples(path: Path) -> list[ExampleAnswers]:
+    """Read what `write_examples` wrote."""
+    return [
+        ExampleAnswers(
+            image_png=b64decode(row["image_png"]),
+            question=row["question"],
+            target=row["target"],
+            answers={int(count): answer for count, answer in row["answers"].items()},
+            quality={int(count): value for count, value in row["quality"].items()},
+            group=row["group"],
+        )
+        for row in json.loads(path.read_text("utf-8"))
+    ]

@@ -1,0 +1,66 @@
+"""Tables as MLflow's artifact view reads them: `{"columns": [...], "data": [[...], ...]}`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tokendial.curve import Matrix
+from tokendial.results import ExampleAnswers, RunResult
+
+IMAGES = "tables/images"
+
+
+def curve_table(result: RunResult) -> Mapping[str, Any]:
+    rows = [
+        [
+            count,
+            round(point.quality, 4),
+            round(point.ci[0], 4),
+            round(point.ci[1], 4),
+            point.n,
+            count in result.trained_counts,
+        ]
+        for count, point in sorted(result.curve.items())
+    ]
+    return {"columns": ["tokens", "quality", "low", "high", "examples", "trained"], "data": rows}
+
+
+def matrix_table(matrix: Matrix) -> Mapping[str, Any]:
+    rows = [
+        [label, *(round(value, 4) for value in line)] for label, line in zip(matrix.rows, matrix.quality, strict=True)
+    ]
+    return {"columns": ["trained at", *(f"served at {count}" for count in matrix.counts)], "data": rows}
+
+
+def examples_table(examples: Sequence[ExampleAnswers]) -> Mapping[str, Any]:
+    counts = sorted({count for example in examples for count in example.answers})
+    rows = [
+        [
+            {"type": "image", "filepath": f"{IMAGES}/{index}.png", "compressed_filepath": f"{IMAGES}/{index}.png"},
+            example.question,
+            example.target,
+            *(_marked(example, count) for count in counts),
+        ]
+        for index, example in enumerate(examples)
+    ]
+    return {"columns": ["image", "question", "target", *(f"{count} tokens" for count in counts)], "data": rows}
+
+
+def curve_markdown(result: RunResult) -> str:
+    """The run's description in the UI: its curve as a table."""
+    lines = [
+        f"**{result.workload}**, {result.metric} on {result.split}, schedule {result.schedule}, AUTC {result.autc:.4f}",
+        "",
+        "| tokens | quality | 95 % interval |",
+        "|---:|---:|:---|",
+    ]
+    lines += [
+        f"| {count} | {point.quality:.3f} | {point.ci[0]:.3f} to {point.ci[1]:.3f} |"
+        for count, point in sorted(result.curve.items())
+    ]
+    return "\n".join(lines)
+
+
+def _marked(example: ExampleAnswers, count: int) -> str:
+    if count not in example.answers:
+        return ""
+    return f"{'✓' if example.quality[count] >= 1 else '✗'} {example.answers[count]}"

@@ -1,0 +1,43 @@
+"""Tracking addresses: the default one, where its artifacts lie, and how to show one without its secret."""
+
+import hashlib
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+_SQLITE = "sqlite:///"
+
+
+def default_uri(home: Path) -> str:
+    """SQLite database `mlflow.db` under the folder that runs live in."""
+    return _SQLITE + (home.resolve() / "mlflow.db").as_posix()
+
+
+def artifact_root(uri: str) -> str | None:
+    """`mlartifacts` beside a SQLite database, as a file URI; None where the server decides."""
+    if not uri.startswith(_SQLITE):
+        return None
+    return (Path(uri.removeprefix(_SQLITE)).resolve().parent / "mlartifacts").as_uri()
+
+
+def redact(uri: str) -> str:
+    """The address without user, password, query and fragment, safe to print and store."""
+    parts = urlsplit(uri)
+    if uri.startswith(_SQLITE) or not parts.netloc:
+        return uri.partition("?")[0]
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def scrub(text: str, uri: str) -> str:
+    """The text with every secret of the address replaced, for messages of other libraries that quote it."""
+    parts = urlsplit(uri)
+    secrets = [parts.netloc.rpartition("@")[0], parts.password or "", parts.query]
+    text = text.replace(uri, redact(uri))
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***")
+    return text
+
+
+def fingerprint(uri: str) -> str:
+    """16 hex digits that tell two addresses apart."""
+    return hashlib.blake2b(uri.encode(), digest_size=8).hexdigest()
