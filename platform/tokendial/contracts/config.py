@@ -19,80 +19,100 @@ class Section(BaseModel):
 
 
 class TowerConfig(Section):
-    source: str | None = Field(None, description="local folder or hub id of a vision tower; null: random weights")
-    kind: str = Field("siglip_vision_model", description="transformers model type used where `source` is null")
+    source: str | None = Field(
+        default=None, description="local folder or hub id of a vision tower; null: random weights"
+    )
+    kind: str = Field(default="siglip_vision_model", description="transformers model type used where `source` is null")
     config: dict[str, Any] = Field(default_factory=dict, description="arguments of that model type's configuration")
 
 
 class LanguageConfig(Section):
-    source: str | None = Field(None, description="local folder or hub id of a causal LM; null: random weights")
-    kind: str = Field("llama", description="transformers model type used where `source` is null")
+    source: str | None = Field(default=None, description="local folder or hub id of a causal LM; null: random weights")
+    kind: str = Field(default="llama", description="transformers model type used where `source` is null")
     config: dict[str, Any] = Field(default_factory=dict, description="arguments of that model type's configuration")
-    tokenizer: str | None = Field(None, description="local folder or hub id of a tokenizer; null: the workload's own")
+    tokenizer: str | None = Field(
+        default=None, description="local folder or hub id of a tokenizer; null: the workload's own"
+    )
 
 
 class LoraConfig(Section):
-    rank: Positive = Field(8, description="rank of the adapters on the language model")
-    alpha: PositiveFloat = Field(16.0, description="scale of the adapters; the update is alpha / rank")
-    dropout: Fraction01 = Field(0.0, description="dropout probability before the adapters")
+    rank: Positive = Field(default=8, description="rank of the adapters on the language model")
+    alpha: PositiveFloat = Field(default=16.0, description="scale of the adapters; the update is alpha / rank")
+    dropout: Fraction01 = Field(default=0.0, description="dropout probability before the adapters")
 
 
 class ModelConfig(Section):
     vision: TowerConfig = Field(default_factory=TowerConfig, description="vision tower")
     language: LanguageConfig = Field(default_factory=LanguageConfig, description="language model")
     projector: Literal["pool", "query", "pool_after", "mlp"] = Field(
-        "pool", description="pool: TokenFLEX; query: MQT prefix queries; pool_after: M3; mlp: LLaVA's fixed baseline"
+        default="pool",
+        description="pool: TokenFLEX; query: MQT prefix queries; pool_after: M3; mlp: LLaVA's fixed baseline",
     )
     pooling: Literal["adaptive_avg", "resize_then_avg"] = Field(
-        "adaptive_avg", description="pooling rule of `pool`: torch's windows, or the release's resize then average"
+        default="adaptive_avg",
+        description="pooling rule of `pool`: torch's windows, or the release's resize then average",
     )
-    hidden_factor: PositiveFloat = Field(3.0, description="hidden width of the projector, in tower widths")
-    max_queries: Positive = Field(256, description="learned queries of the `query` projector = its largest count")
+    hidden_factor: PositiveFloat = Field(default=3.0, description="hidden width of the projector, in tower widths")
+    max_queries: Positive = Field(
+        default=256, description="learned queries of the `query` projector = its largest count"
+    )
     query_keys: Literal["position", "features"] = Field(
-        "position", description="keys of the `query` projector: positions alone (as released), or with image features"
+        default="position",
+        description="keys of the `query` projector: positions alone (as released), or with image features",
     )
-    feature_layer: int = Field(-1, description="tower layer whose features are projected; -1: the last")
-    init_from: str | None = Field(None, description="LLaVA-layout folder or hub id whose weights the run starts from")
-    lora: LoraConfig | None = Field(None, description="train low-rank adapters instead of the whole language model")
+    feature_layer: int = Field(default=-1, description="tower layer whose features are projected; -1: the last")
+    init_from: str | None = Field(
+        default=None, description="LLaVA-layout folder or hub id whose weights the run starts from"
+    )
+    lora: LoraConfig | None = Field(
+        default=None, description="train low-rank adapters instead of the whole language model"
+    )
 
 
 class DataConfig(Section):
     """What every workload's data has; a workload subclasses it with fields of its own."""
 
-    path: str | None = Field(None, description="folder or URI of the data; null: the embedded data")
-    text_tokens: Positive = Field(48, description="text tokens each example is padded to, placeholders excluded")
-    num_workers: NonNegative = Field(0, description="data processes per training worker")
+    path: str | None = Field(default=None, description="folder or URI of the data; null: the embedded data")
+    text_tokens: Positive = Field(
+        default=48, description="text tokens each example is padded to, placeholders excluded"
+    )
+    num_workers: NonNegative = Field(default=0, description="data processes per training worker")
 
 
 class OptimizerConfig(Section):
-    lr: PositiveFloat = Field(1e-3, description="peak learning rate")
-    tower_lr_factor: PositiveFloat = Field(1.0, description="learning rate of the vision tower, in units of `lr`")
-    projector_lr_factor: PositiveFloat = Field(1.0, description="learning rate of the projector, in units of `lr`")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="decoupled weight decay of matrices")
-    betas: tuple[Fraction01, Fraction01] = Field((0.9, 0.95), description="AdamW's momentum coefficients")
-    eps: PositiveFloat = Field(1e-8, description="AdamW's denominator floor")
-    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="gradient-norm limit; 0: none")
-    shape: Literal["one_cycle", "cosine", "constant"] = Field("one_cycle", description="learning-rate shape")
-    warmup: Fraction01 = Field(0.1, description="share of each stage spent warming up")
-    floor: Fraction01 = Field(0.0, description="final learning rate, in units of the peak")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate")
+    tower_lr_factor: PositiveFloat = Field(
+        default=1.0, description="learning rate of the vision tower, in units of `lr`"
+    )
+    projector_lr_factor: PositiveFloat = Field(
+        default=1.0, description="learning rate of the projector, in units of `lr`"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.01, description="decoupled weight decay of matrices")
+    betas: tuple[Fraction01, Fraction01] = Field(default=(0.9, 0.95), description="AdamW's momentum coefficients")
+    eps: PositiveFloat = Field(default=1e-8, description="AdamW's denominator floor")
+    clip: Annotated[float, Field(ge=0)] = Field(default=1.0, description="gradient-norm limit; 0: none")
+    shape: Literal["one_cycle", "cosine", "constant"] = Field(default="one_cycle", description="learning-rate shape")
+    warmup: Fraction01 = Field(default=0.1, description="share of each stage spent warming up")
+    floor: Fraction01 = Field(default=0.0, description="final learning rate, in units of the peak")
 
 
 class StageConfig(Section):
     name: str = Field(description="name of the stage in metrics")
     share: PositiveFloat = Field(description="share of the run's optimizer steps, relative to the other stages")
     train: tuple[Literal["tower", "projector", "language"], ...] = Field(
-        ("tower", "projector", "language"), description="parts that are trained; the others are frozen"
+        default=("tower", "projector", "language"), description="parts that are trained; the others are frozen"
     )
     objective: Literal["language", "tower"] = Field(
-        "language", description="language: answer tokens; tower: the workload's own warm-up task on the tower alone"
+        default="language",
+        description="language: answer tokens; tower: the workload's own warm-up task on the tower alone",
     )
-    lr_factor: PositiveFloat = Field(1.0, description="learning rate of the stage, in units of `optimizer.lr`")
+    lr_factor: PositiveFloat = Field(default=1.0, description="learning rate of the stage, in units of `optimizer.lr`")
 
 
 class ZeroConfig(Section):
-    stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
-    offload_optimizer: bool = Field(False, description="keep optimizer states in CPU memory")
-    offload_parameters: bool = Field(False, description="keep parameters in CPU memory (stage 3)")
+    stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage")
+    offload_optimizer: bool = Field(default=False, description="keep optimizer states in CPU memory")
+    offload_parameters: bool = Field(default=False, description="keep parameters in CPU memory (stage 3)")
 
     @model_validator(mode="after")
     def _offload_fits_stage(self) -> Self:
@@ -106,11 +126,11 @@ class ZeroConfig(Section):
 class BudgetConfig(Section):
     """Exactly one bound ends a run; the horizon of a FLOP or token bound is simulated before step 0."""
 
-    steps: Positive | None = Field(None, description="optimizer steps")
-    flops: PositiveFloat | None = Field(None, description="FLOPs as executed (1 multiply-add = 2)")
-    tokens: Positive | None = Field(None, description="visual + text + pad tokens through the language model")
-    seconds: PositiveFloat | None = Field(None, description="seconds of training; phases follow `horizon`")
-    horizon: Positive | None = Field(None, description="planned optimizer steps; computed where it can be")
+    steps: Positive | None = Field(default=None, description="optimizer steps")
+    flops: PositiveFloat | None = Field(default=None, description="FLOPs as executed (1 multiply-add = 2)")
+    tokens: Positive | None = Field(default=None, description="visual + text + pad tokens through the language model")
+    seconds: PositiveFloat | None = Field(default=None, description="seconds of training; phases follow `horizon`")
+    horizon: Positive | None = Field(default=None, description="planned optimizer steps; computed where it can be")
 
     @model_validator(mode="after")
     def _one_bound(self) -> Self:
@@ -123,19 +143,23 @@ class BudgetConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: Positive = Field(100, description="optimizer steps between checkpoints")
-    keep: Positive = Field(2, description="newest checkpoints kept")
+    every: Positive = Field(default=100, description="optimizer steps between checkpoints")
+    keep: Positive = Field(default=2, description="newest checkpoints kept")
 
 
 class EvaluationConfig(Section):
     counts: tuple[Positive, ...] = Field(description="evaluation grid: token counts, trained or not")
-    validation_examples: Positive = Field(512, description="validation examples scored for the curve during search")
-    test_examples: Positive = Field(2048, description="test examples scored for the final curve")
-    split: Literal["test", "validation"] = Field("test", description="split of the final curve; searches use validation")
-    batch_size: Positive = Field(64, description="examples scored at once")
-    every: NonNegative = Field(0, description="optimizer steps between validation curves; 0: only at the end")
-    max_new_tokens: Positive = Field(4, description="longest generated answer, tokens")
-    table_examples: NonNegative = Field(32, description="fixed examples in the examples × counts table")
+    validation_examples: Positive = Field(
+        default=512, description="validation examples scored for the curve during search"
+    )
+    test_examples: Positive = Field(default=2048, description="test examples scored for the final curve")
+    split: Literal["test", "validation"] = Field(
+        default="test", description="split of the final curve; searches use validation"
+    )
+    batch_size: Positive = Field(default=64, description="examples scored at once")
+    every: NonNegative = Field(default=0, description="optimizer steps between validation curves; 0: only at the end")
+    max_new_tokens: Positive = Field(default=4, description="longest generated answer, tokens")
+    table_examples: NonNegative = Field(default=32, description="fixed examples in the examples × counts table")
 
     @model_validator(mode="after")
     def _sorted(self) -> Self:
@@ -145,11 +169,13 @@ class EvaluationConfig(Section):
 
 
 class TrackingConfig(Section):
-    uri: str | None = Field(None, description="MLflow tracking URI; null: sqlite under the runs folder")
-    experiment: str | None = Field(None, description="MLflow experiment; null: the experiment's name")
-    strict: bool = Field(False, description="fail at start where the server is away instead of keeping records locally")
-    price_per_hour: Annotated[float, Field(ge=0)] | None = Field(None, description="money per worker-hour")
-    registered_model: str | None = Field(None, description="registry name; null: the workload's name")
+    uri: str | None = Field(default=None, description="MLflow tracking URI; null: sqlite under the runs folder")
+    experiment: str | None = Field(default=None, description="MLflow experiment; null: the experiment's name")
+    strict: bool = Field(
+        default=False, description="fail at start where the server is away instead of keeping records locally"
+    )
+    price_per_hour: Annotated[float, Field(ge=0)] | None = Field(default=None, description="money per worker-hour")
+    registered_model: str | None = Field(default=None, description="registry name; null: the workload's name")
 
 
 D = TypeVar("D", bound=DataConfig)
@@ -160,20 +186,24 @@ class RunConfig(Section, Generic[D]):
 
     experiment: str = Field(description="experiment this configuration came from: a name or module:function")
     workload: str = Field(description="workload: a name or module:object")
-    description: str = Field("", description="one line for lists")
-    seed: NonNegative = Field(0, description="seeds initialisation, data order and draws through named streams")
-    workers: Positive = Field(1, description="training workers")
-    global_batch: Positive = Field(32, description="examples per optimizer step")
-    micro_batch: Positive | None = Field(None, description="examples per worker and pass; null: global ÷ workers")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs, fp32 on CPUs")
-    activation_checkpointing: bool = Field(False, description="recompute language-model activations in backward")
-    max_failures: NonNegative = Field(2, description="worker failures survived before the run fails")
+    description: str = Field(default="", description="one line for lists")
+    seed: NonNegative = Field(default=0, description="seeds initialisation, data order and draws through named streams")
+    workers: Positive = Field(default=1, description="training workers")
+    global_batch: Positive = Field(default=32, description="examples per optimizer step")
+    micro_batch: Positive | None = Field(
+        default=None, description="examples per worker and pass; null: global ÷ workers"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on GPUs, fp32 on CPUs")
+    activation_checkpointing: bool = Field(
+        default=False, description="recompute language-model activations in backward"
+    )
+    max_failures: NonNegative = Field(default=2, description="worker failures survived before the run fails")
     model: ModelConfig = Field(description="model")
     schedule: ScheduleConfig = Field(description="token schedule")
     data: D = Field(description="data")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="optimizer")
     stages: tuple[StageConfig, ...] = Field(
-        (StageConfig(name="all", share=1.0),), description="recipe: stages run one after another"
+        default=(StageConfig(name="all", share=1.0),), description="recipe: stages run one after another"
     )
     zero: ZeroConfig = Field(default_factory=ZeroConfig, description="DeepSpeed ZeRO")
     budget: BudgetConfig = Field(description="what the run may spend")

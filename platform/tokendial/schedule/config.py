@@ -18,37 +18,47 @@ class Phase(_Frozen):
     until: Annotated[float, Field(gt=0, le=1)] = Field(description="end of the phase, as a fraction of the run")
     weights: tuple[Weight, ...] = Field(description="weights over the counts at the end of the phase")
     ease: Literal["step", "linear", "cosine"] = Field(
-        "step", description="how the weights get there from the phase before: at once, linearly or along a half cosine"
+        default="step",
+        description="how the weights get there from the phase before: at once, linearly or along a half cosine",
     )
 
 
 class DistilConfig(_Frozen):
-    teacher: Count | Literal["max"] = Field("max", description="count whose logits teach, the same weights")
-    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="weight of the distillation loss")
-    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="softmax temperature of teacher and student")
+    teacher: Count | Literal["max"] = Field(default="max", description="count whose logits teach, the same weights")
+    weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="weight of the distillation loss")
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="softmax temperature of teacher and student"
+    )
 
 
 class ScheduleConfig(_Frozen):
-    preset: str = Field("custom", description="name of the preset the fields started from")
+    preset: str = Field(default="custom", description="name of the preset the fields started from")
     counts: tuple[Count, ...] = Field(description="count set: admissible token counts, strictly increasing")
     weights: tuple[Weight, ...] = Field(description="law: weights over the counts, normalised by their sum")
-    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="p ∝ weight^(1 / temperature)")
+    temperature: Annotated[float, Field(gt=0)] = Field(default=1.0, description="p ∝ weight^(1 / temperature)")
     temperature_end: Annotated[float, Field(gt=0)] | None = Field(
-        None, description="temperature at the end of the run, reached linearly; null: constant"
+        default=None, description="temperature at the end of the run, reached linearly; null: constant"
     )
-    phases: tuple[Phase, ...] = Field((), description="phase table over training progress; empty: `weights` throughout")
+    phases: tuple[Phase, ...] = Field(
+        default=(), description="phase table over training progress; empty: `weights` throughout"
+    )
     mix: Mix = Field(
-        "one",
+        default="one",
         description="one: a count per global batch; all: every count for every example; sandwich: smallest + largest "
         "+ random; sample: a count per example (prefix reducers); stratified: fixed shares of the global batch",
     )
-    random_counts: Annotated[int, Field(ge=0, strict=True)] = Field(1, description="random counts of a `sandwich` step")
-    stratum: Annotated[int, Field(gt=0, strict=True)] = Field(
-        1, description="`stratified` shares are multiples of this many examples (micro_batch × workers divides it)"
+    random_counts: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=1, description="random counts of a `sandwich` step"
     )
-    loss_weights: tuple[Weight, ...] | None = Field(None, description="loss weight per count; null: 1 each")
-    importance: bool = Field(False, description="divide loss weights by the draw probability (unbiased for any law)")
-    distil: DistilConfig | None = Field(None, description="distillation edge between counts; null: none")
+    stratum: Annotated[int, Field(gt=0, strict=True)] = Field(
+        default=1,
+        description="`stratified` shares are multiples of this many examples (micro_batch × workers divides it)",
+    )
+    loss_weights: tuple[Weight, ...] | None = Field(default=None, description="loss weight per count; null: 1 each")
+    importance: bool = Field(
+        default=False, description="divide loss weights by the draw probability (unbiased for any law)"
+    )
+    distil: DistilConfig | None = Field(default=None, description="distillation edge between counts; null: none")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -67,9 +77,7 @@ class ScheduleConfig(_Frozen):
             self._check_weights("loss_weights", self.loss_weights)
         laws = [phase.weights for phase in self.phases] or [self.weights]
         if self.importance and any(0 in law for law in laws):
-            raise ValueError(
-                f"schedule.importance divides by draw probabilities, so no weight may be 0, got {laws}"
-            )
+            raise ValueError(f"schedule.importance divides by draw probabilities, so no weight may be 0, got {laws}")
         if self.distil is not None and self.distil.teacher != "max" and self.distil.teacher not in counts:
             raise ValueError(f"schedule.distil.teacher {self.distil.teacher} is not one of the counts {counts}")
         if self.mix == "sandwich" and self.random_counts > max(0, len(counts) - 2):
