@@ -83,7 +83,7 @@ def test_hash_ignores_the_preset_name_and_nothing_else() -> None:
     config = preset("tokenflex", (64, 144, 256))
     assert TokenSchedule(config).hash == GOLDEN_HASH
     assert TokenSchedule(config.model_copy(update={"preset": "custom"})).hash == GOLDEN_HASH
-    changes = {"weights": (2.0, 3.0, 6.0), "temperature": 2.0, "mix": "all", "importance": True, "counts": (1, 144, 256)}
+    changes = {"weights": (2.0, 3.0, 6), "temperature": 2.0, "mix": "all", "importance": True, "counts": (1, 144, 256)}
     hashes = {TokenSchedule(config.model_copy(update={key: value})).hash for key, value in changes.items()}
     assert len(hashes | {GOLDEN_HASH}) == len(changes) + 1
 
