@@ -17,7 +17,7 @@ from tokendial.schedule import PRESETS, ScheduleConfig, preset
 MAX_CONFIG_BYTES = 1 << 20
 BOUNDS = ("steps", "flops", "tokens", "seconds")
 
-__all__ = ["ConfigError", "keys", "resolve"]
+__all__ = ["ConfigError", "from_document", "keys", "resolve"]
 
 
 def resolve(
@@ -43,12 +43,20 @@ def resolve(
         base = _validated(type(base), document)
     fields, presets = _parse(overrides, base)
     config = _validated(type(base), _merged(base, fields, presets))
-    workload(config.workload).check(config)
+    try:
+        workload(config.workload).check(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if machine_cpus is not None and config.workers > machine_cpus:
         raise ConfigError(f"workers {config.workers} is more than the {machine_cpus} CPUs of this machine")
     if config.data.path is not None and "://" not in config.data.path and not Path(config.data.path).exists():
-        raise ConfigError(f"data.path {config.data.path!r} does not exist; give a folder, or leave it for embedded data")
+        raise ConfigError(f"data.path {config.data.path!r} does not exist; give a folder, or omit it for embedded data")
     return config
+
+
+def from_document(document: Mapping[str, Any]) -> RunConfig[Any]:
+    """A resolved configuration read back in the type its experiment gives it."""
+    return _validated(type(experiment(_experiment_name(None, document))), document)
 
 
 def keys(model: BaseModel, prefix: str = "") -> dict[str, tuple[str, Any, str]]:

@@ -203,9 +203,8 @@ def _alive(holder: dict[str, Any]) -> bool:
 
 def _refuse_other_config(run: Run, document: dict[str, Any]) -> None:
     recorded = run.config_document()
-    changed = sorted(
-        key for key in document if key not in VOLATILE and _without_paths(document[key]) != _without_paths(recorded[key])
-    )
+    fixed = [key for key in document if key not in VOLATILE]
+    changed = sorted(key for key in fixed if _without_paths(document[key]) != _without_paths(recorded[key]))
     if changed:
         details = "; ".join(f"{key}: {_difference(recorded[key], document[key])}" for key in changed)
         raise ConfigError(

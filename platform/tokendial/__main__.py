@@ -1,0 +1,5 @@
+"""`python -m tokendial`."""
+
+from tokendial.cli import main
+
+main()

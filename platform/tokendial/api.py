@@ -1,0 +1,108 @@
+"""What the commands do, as Python calls: `train`, `evaluate`, `twins`, `forecast`, `report`, `comparison`, `export`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokendial import runs
+from tokendial.contracts import RunConfig
+from tokendial.experiments import ConfigError
+from tokendial.results import RunResult, read_result
+from tokendial.runs import Run
+
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+def _silent(latest: Mapping[str, Any]) -> None:
+    del latest
+
+
+def train(
+    config: RunConfig[Any],
+    name: str | None = None,
+    new: bool = False,
+    source: str | None = None,
+    progress: Progress = _silent,
+) -> RunResult:
+    """Train, export, score and record a run; continue it where it was left; return at once what is already finished.
+
+    Args:
+        config: a resolved configuration.
+        name: the run's name; default `user.experiment.hash`.
+        new: start another run even where this one exists.
+        source: a finished run whose weights this one starts from.
+        progress: called with {"stage", "step", "total", "loss", …} as the run goes.
+
+    Raises:
+        ConfigError: the input is bad. WorkFailed: training failed after its restarts.
+    """
+    from tokendial.train.driver import train as drive
+
+    return drive(config, name=name, new=new, source=source, progress=progress)
+
+
+def evaluate(
+    model: str,
+    counts: Sequence[int] | None = None,
+    split: str | None = None,
+    examples: int | None = None,
+    progress: Progress = _silent,
+) -> RunResult:
+    """The token curve of a run or of an exported folder, over any admissible counts of a split."""
+    from tokendial.evaluate import evaluate as score
+
+    return score(model, counts=counts, split=split, examples=examples, progress=progress)
+
+
+def twins(model: str, kind: str, seeds: Sequence[int], progress: Progress = _silent) -> RunResult:
+    """Train the fixed-count twins of a run over seeds; its result gains regret and the trained-at × served-at matrix."""
+    from tokendial.twins import twins as compare
+
+    return compare(runs.find(model), kind=kind, seeds=seeds, progress=progress)
+
+
+def forecast(config: RunConfig[Any]) -> dict[str, Any]:
+    """What a run will do and cost, before it starts."""
+    from tokendial.forecast import forecast as predict
+
+    return predict(config)
+
+
+def report(references: Sequence[str]) -> list[RunResult]:
+    """The results of finished runs."""
+    return [_result(runs.find(reference)) for reference in references]
+
+
+def comparison(results: Sequence[RunResult]) -> Path:
+    """One offline HTML file that compares runs, grouped by seed."""
+    from tokendial.report import compare_report
+
+    folder = runs.home() / "reports"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{'--'.join(result.name for result in results)[:150]}.html"
+    runs.write_atomically(path, compare_report(results))
+    return path
+
+
+def export(reference: str, to: Path) -> Path:
+    """Copy a run's model folder to `to`, checking every file against the digests taken when it was written."""
+    from tokendial.model_folder import check_digests
+
+    run = runs.find(reference)
+    _result(run)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise ConfigError(f"--to {to} is not an empty folder; give one that is empty or absent")
+    check_digests(run.model)
+    shutil.copytree(run.model, to, dirs_exist_ok=True)
+    return to
+
+
+def _result(run: Run) -> RunResult:
+    if not run.result.exists():
+        record = run.record
+        reason = f": {record.error}" if record.error else ""
+        raise ConfigError(f"run {run.name!r} has no result; its status is {record.status}{reason}")
+    return read_result(run.result)

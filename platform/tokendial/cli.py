@@ -1,0 +1,278 @@
+"""The `tokendial` command: thin typed functions over `tokendial.api`. Bad input exits 2, failed work exits 1."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tokendial import environment
+from tokendial.experiments import ConfigError
+from tokendial.progress import progress_reporter
+
+if TYPE_CHECKING:
+    from tokendial.results import RunResult
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Vision-language models whose number of visual tokens is a dial: train, evaluate, export, report.",
+)  # fmt: skip
+console = Console()
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides and section presets: schedule=mqt seed=7."),
+]
+
+
+def main() -> None:
+    """Entry of the console script."""
+    environment.apply()
+    app()
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Turn errors into one sentence on stderr and an exit status."""
+    from tokendial.failures import WorkFailed
+
+    try:
+        yield
+    except ConfigError as error:
+        _stop(2, error)
+    except (WorkFailed, OSError, MemoryError) as error:
+        _stop(1, error)
+    except KeyboardInterrupt:
+        _stop(130, "interrupted; the same command continues the run")
+
+
+def _stop(code: int, message: object) -> NoReturn:
+    print(f"tokendial: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command(add_help_option=False)
+def train(
+    experiment: Annotated[str | None, typer.Argument(help="Experiment: a name of --list, or module:function.")] = None,
+    overrides: Overrides = None,
+    list_: Annotated[bool, typer.Option("--list", help="List experiments and schedules, a line each.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the resolved configuration, check the data, forecast the run.")
+    ] = False,
+    config: Annotated[Path | None, typer.Option(help="Resolved configuration (config.json of a run) to rerun.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; default user.experiment.hash.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Start another run even if this one exists.")] = False,
+    source: Annotated[str | None, typer.Option("--from", help="Start from the weights of this run.")] = None,
+    json_: Json = False,
+    help_: Annotated[bool, typer.Option("--help", help="Show this message, and every key of EXPERIMENT.")] = False,
+) -> None:
+    """Train a token-flexible model, draw its token curve, export it.
+
+    The same command continues an unfinished run and prints the result of a finished one.
+    """
+    with failures():
+        from tokendial import api
+        from tokendial.resolve import resolve
+
+        if list_:
+            return _print_list()
+        if help_ or (experiment is None and config is None):
+            return _print_train_help(experiment)
+        if experiment is not None and "=" in experiment:
+            experiment, overrides = None, [experiment, *(overrides or [])]
+        resolved = resolve(experiment, overrides or (), config)
+        if dry_run:
+            return _print_forecast(api.forecast(resolved), json_)
+        with progress_reporter(console if not json_ else Console(stderr=True)) as progress:
+            result = api.train(resolved, name=name, new=new, source=source, progress=progress)
+        _print_result(result, json_)
+        if not json_:
+            _print_next(result)
+    return None
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Run (id, name, `last`) or exported model folder.")],
+    counts: Annotated[str | None, typer.Option(help="Counts to score, e.g. 1,4,9,16; default the run's grid.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split: test or validation; default the run's.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Examples scored; default the run's.", min=1)] = None,
+    twins: Annotated[
+        str | None, typer.Option(help="Train the fixed-count twins too: `steps` (same steps) or `flops` (same FLOPs).")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of the twins and of the flexible runs beside them.")] = "0",
+    json_: Json = False,
+) -> None:
+    """Score a model at every count of a grid, trained or not; with --twins, fill the trained-at × served-at matrix."""
+    with failures():
+        from tokendial import api
+
+        with progress_reporter(console if not json_ else Console(stderr=True)) as progress:
+            if twins is not None:
+                result = api.twins(model, kind=twins, seeds=_integers("--seeds", seeds), progress=progress)
+            else:
+                wanted = None if counts is None else _integers("--counts", counts)
+                result = api.evaluate(model, counts=wanted, split=split, examples=examples, progress=progress)
+        _print_result(result, json_)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Runs: ids, names or `last`; several are compared.")],
+    json_: Json = False,
+) -> None:
+    """Show a finished run again: curve, ledger, figures; or compare several in one HTML file."""
+    with failures():
+        from tokendial import api
+
+        results = api.report(runs)
+        if json_:
+            print(results[0].to_line() if len(results) == 1 else json.dumps([r.model_dump(mode="json") for r in results]))
+            return
+        for result in results:
+            _print_result(result, json_=False)
+        if len(results) > 1:
+            console.print(f"comparison: {api.comparison(results)}")
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Run: id, name or `last`.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; must be empty or absent.")],
+    json_: Json = False,
+) -> None:
+    """Copy a run's Hugging Face model folder, verified against its digests."""
+    with failures():
+        from tokendial import api
+
+        folder = api.export(run, to)
+        print(json.dumps({"model_dir": str(folder)}) if json_ else f"wrote {folder}")
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Check this machine: Python, compilers, packages, memory, DeepSpeed's build, ports, telemetry."""
+    with failures():
+        from tokendial.doctor import checks
+
+        found = checks()
+        if json_:
+            print(json.dumps([check._asdict() if hasattr(check, "_asdict") else vars(check) for check in found]))
+        else:
+            table = Table("check", "", "finding", "what to do")
+            for check in found:
+                table.add_row(check.name, check.status, check.finding, check.advice)
+            console.print(table)
+        if any(check.status == "fail" for check in found):
+            raise typer.Exit(1)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    part: Annotated[str, typer.Argument(help="What to measure: train or kernels.")],
+) -> None:
+    """Measure this machine against stated floors and peers; rows go to benchmarks/. Options: `bench PART --help`."""
+    with failures():
+        from tokendial.bench import run
+
+        raise typer.Exit(run(part, context.args))
+
+
+def _integers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        values = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"{option} {text!r} must be whole numbers separated by commas, e.g. 1,4,16") from None
+    if any(value < 0 for value in values) or len(set(values)) != len(values):
+        raise ConfigError(f"{option} {text!r} must be distinct and not negative")
+    return tuple(sorted(values))
+
+
+def _print_list() -> None:
+    from tokendial.experiments import experiment, experiment_names
+    from tokendial.schedule import PRESETS
+
+    table = Table("experiment", "workload", "schedule", "what it is", box=None, pad_edge=False)
+    for name in experiment_names():
+        config = experiment(name)
+        table.add_row(name, config.workload, config.schedule.preset, config.description)
+    console.print(table)
+    console.print()
+    table = Table("schedule", "what it does", box=None, pad_edge=False)
+    for name, preset in PRESETS.items():
+        table.add_row(name, preset.summary)
+    console.print(table)
+
+
+def _print_train_help(experiment: str | None) -> None:
+    from tokendial.resolve import experiment as load
+    from tokendial.resolve import keys
+
+    command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
+    context = typer.Context(command, info_name="tokendial train")
+    print(command.get_help(context))
+    if experiment is None:
+        print("\nEvery key of an experiment: tokendial train EXPERIMENT --help")
+        return
+    table = Table("key", "type", "default", "meaning", box=None, pad_edge=False)
+    for key, (kind, value, meaning) in keys(load(experiment)).items():
+        table.add_row(key, kind, _short(value), meaning)
+    Console(width=max(console.width, 140)).print(table)
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _print_forecast(forecast: dict[str, Any], json_: bool) -> None:
+    if json_:
+        print(json.dumps(forecast))
+        return
+    console.print_json(json.dumps(forecast["config"]))
+    table = Table("forecast", "", box=None, pad_edge=False)
+    for name, value in forecast.items():
+        if name != "config":
+            table.add_row(name, json.dumps(value) if isinstance(value, dict | list) else str(value))
+    console.print(table)
+
+
+def _print_result(result: RunResult, json_: bool) -> None:
+    if json_:
+        print(result.to_line())
+        return
+    from tokendial.report import print_result
+
+    print_result(result, console)
+
+
+def _print_next(result: RunResult) -> None:
+    from tokendial.runs import find
+
+    uri = find(result.name).record.tracking_uri
+    say: Callable[[str], None] = lambda text: console.print(text, soft_wrap=True, highlight=False)
+    say("")
+    for name, path in result.figures.items():
+        say(f"{name + ':':<14}{_relative(path)}")
+    say(f"{'model:':<14}{_relative(result.model_dir or '')}")
+    say(f"{'compare runs:':<14}mlflow ui --backend-store-uri {uri}")
+    say(f"{'next:':<14}tokendial eval {result.name} --counts 1,4,9,16")
+
+
+def _relative(path: str) -> str:
+    inside = os.path.relpath(path)
+    return path if inside.startswith("..") else inside
+
+
+if __name__ == "__main__":
+    main()

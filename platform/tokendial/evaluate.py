@@ -1,0 +1,90 @@
+"""Scoring an exported model on one process: any admissible counts, any split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokendial import runs
+from tokendial.contracts import Data, RunConfig, Task
+from tokendial.curve import group_quality, token_curve
+from tokendial.experiments import ConfigError, workload
+from tokendial.model_folder import read_card
+from tokendial.resolve import from_document
+from tokendial.results import RunResult
+from tokendial.scores import Scores, gather, grade
+
+SPLITS = ("test", "validation")
+
+
+def evaluate(
+    model: str,
+    counts: Sequence[int] | None,
+    split: str | None,
+    examples: int | None,
+    progress: Callable[[Mapping[str, Any]], None],
+) -> RunResult:
+    """The curve of a run (`last`, name, id) or of a model folder; raises ConfigError for what cannot be scored."""
+    folder = Path(model) if (Path(model) / "config.json").is_file() else runs.find(model).model
+    card = read_card(folder)
+    config = from_document(card.config)
+    chosen = workload(card.workload)
+    grid = tuple(counts or config.evaluation.counts)
+    wanted = config.evaluation.model_copy(update={"counts": grid})
+    config = config.model_copy(update={"evaluation": wanted})
+    try:
+        chosen.check(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    split = split or card.split
+    if split not in SPLITS:
+        raise ConfigError(f"--split {split!r} is not one of {', '.join(SPLITS)}")
+    data, task = chosen.load()
+    scores = score(folder, config, data, task, split, examples, progress)
+    curve = token_curve(scores.items)
+    return RunResult(
+        run_id=None,
+        name=card.run,
+        status="FINISHED",
+        autc=curve.autc,
+        autc_ci=curve.autc_ci,
+        curve=curve.points,
+        groups=group_quality(scores.items),
+        metric=card.metric,
+        split=split,
+        workload=card.workload,
+        experiment=config.experiment,
+        schedule=config.schedule.preset,
+        trained_counts=card.trained_counts,
+        seed=config.seed,
+        model_dir=str(folder.resolve()),
+        commit=card.commit,
+    )
+
+
+def score(
+    folder: Path,
+    config: RunConfig[Any],
+    data: Data,
+    task: Task,
+    split: str,
+    examples: int | None,
+    progress: Callable[[Mapping[str, Any]], None],
+) -> Scores:
+    """Every answer of the exported model on a split, at every count of the configuration's grid."""
+    import torch
+
+    settings = config.evaluation
+    limit = examples or (settings.test_examples if split == "test" else settings.validation_examples)
+    items = data.datasets(config)[split]
+    chosen = [items[i] for i in range(min(limit, len(items)))]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = task.load(str(folder)).to(device, dtype)
+
+    def report(done: int, total: int) -> None:
+        progress({"stage": "score", "step": done, "total": total})
+
+    graded = grade(task, model, data, chosen, config, settings.counts, device, dtype, progress=report)
+    return gather([graded], split)

@@ -1,0 +1,98 @@
+"""What a run will do and cost before it starts: draws simulated, FLOPs added up, a short probe of this machine timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from tokendial.contracts import Cost, RunConfig
+from tokendial.experiments import workload
+from tokendial.schedule import TokenSchedule
+from tokendial.train.driver import with_horizon
+from tokendial.train.horizon import StagePlan, language_span, run_cost, stage_plans
+
+PROBE_PASSES = 3
+BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
+
+
+def forecast(config: RunConfig[Any]) -> dict[str, Any]:
+    """Resolved configuration, data, FLOPs, tokens, memory and time of a run; time and memory need torch here."""
+    config = with_horizon(config)
+    chosen = workload(config.workload)
+    cost = chosen.cost(config)
+    steps = config.budget.horizon or 0
+    spent = run_cost(config, cost, steps)
+    found: dict[str, Any] = {
+        "config": config.model_dump(mode="json"),
+        "steps": steps,
+        "stages": {plan.config.name: plan.stop - plan.start for plan in stage_plans(config, steps)},
+        "parameters": dict(cost.num_parameters),
+        "patches": cost.num_patches,
+        "flops": spent.flops,
+        "tokens": spent.tokens,
+        "steps_per_count": _drawn(config, steps),
+        "state_bytes_per_worker": _state_bytes(config, cost),
+    }
+    if find_spec("torch") is not None:
+        found |= _probe(config, cost)
+    return found
+
+
+def _drawn(config: RunConfig[Any], steps: int) -> Mapping[str, int]:
+    first, span = language_span(stage_plans(config, steps))
+    schedule = TokenSchedule(config.schedule)
+    drawn: dict[str, int] = {}
+    for step in range(span):
+        for count in schedule.draw(config.seed, step, config.global_batch, span).counts:
+            drawn[str(count)] = drawn.get(str(count), 0) + 1
+    return dict(sorted(drawn.items(), key=lambda item: int(item[0])))
+
+
+def _state_bytes(config: RunConfig[Any], cost: Cost) -> int:
+    """Weights, gradients and moments a worker holds, divided as the ZeRO stage divides them."""
+    parameters, workers = sum(cost.num_parameters.values()), config.workers
+    shared = {0: 0, 1: 8, 2: 12, 3: 16}[config.zero.stage]
+    return round(parameters * (BYTES_PER_PARAMETER - shared + shared / workers))
+
+
+def _probe(config: RunConfig[Any], cost: Cost) -> dict[str, Any]:
+    """Time real passes of the run's own model on this machine at every count, and read the memory they took."""
+    import torch
+
+    from tokendial.train.loop import Job
+    from tokendial.train.memory import peak_bytes
+    from tokendial.train.probe import seconds_per_step
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data, task = workload(config.workload).load()
+    sets = data.datasets(config)
+    plans = stage_plans(config, config.budget.horizon or 0)
+    job = Job(
+        config, data, task, cost, sets["train"], TokenSchedule(config.schedule), language_span(plans), 0,
+        config.workers, device, torch.float32,
+    )  # fmt: skip
+    began = time.perf_counter()
+    seconds = sum(_stage_seconds(job, plan, seconds_per_step(job, plan.config, PROBE_PASSES)) for plan in plans)
+    return {
+        "examples": {split: len(items) for split, items in sets.items()},
+        "data_digests": dict(data.digests(config)),
+        "seconds_training": round(seconds, 1),
+        "peak_bytes_per_worker": peak_bytes(device),
+        "probe_seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def _stage_seconds(job: Any, plan: StagePlan, seconds: Mapping[int, float]) -> float:
+    """Seconds of a stage from seconds per step at each count (0: warm-up)."""
+    steps = range(plan.start, plan.stop)
+    if plan.config.objective == "tower":
+        return len(steps) * seconds[0]
+    first, span = job.span
+    total = 0.0
+    for step in steps:
+        groups = job.schedule.draw(job.config.seed, step - first, job.config.global_batch, span).groups
+        whole = sum(len(group.positions) * seconds[group.count] for group in groups)
+        total += whole / job.config.global_batch
+    return total

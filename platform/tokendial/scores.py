@@ -1,0 +1,90 @@
+"""Scoring a model at every count of an explicit grid; no training law is consulted."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokendial.contracts import Data, Example, Grade, RunConfig, Task
+from tokendial.curve import ItemScores
+from tokendial.runs import write_atomically
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Graded = dict[int, list[Grade]]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every answer of a model on a split: at each count, one grade per question in the same order."""
+
+    split: str
+    items: ItemScores
+    targets: Sequence[str]
+    predictions: Mapping[int, Sequence[str]]
+
+    def write(self, path: Path) -> None:
+        quality = {str(k): list(v) for k, v in self.items.quality.items()}
+        document = {
+            "split": self.split,
+            "sources": list(self.items.sources),
+            "groups": list(self.items.groups),
+            "quality": quality,
+            "targets": list(self.targets),
+            "predictions": {str(k): list(v) for k, v in self.predictions.items()},
+        }
+        write_atomically(path, json.dumps(document))
+
+    @classmethod
+    def read(cls, path: Path) -> "Scores":
+        document = json.loads(path.read_text("utf-8"))
+        quality = {int(k): v for k, v in document["quality"].items()}
+        items = ItemScores(document["sources"], quality, document["groups"])
+        predictions = {int(k): v for k, v in document["predictions"].items()}
+        return cls(document["split"], items, document["targets"], predictions)
+
+
+def grade(
+    task: Task,
+    model: "nn.Module",
+    data: Data,
+    examples: Sequence[Example],
+    config: RunConfig[Any],
+    counts: Sequence[int],
+    device: "torch.device",
+    dtype: "torch.dtype",
+    share: tuple[int, int] = (0, 1),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Graded:
+    """Grades of every example at every count; `share` = (rank, world) takes every world-th batch."""
+    import torch
+
+    from tokendial.train.step import move
+
+    size, (rank, world) = config.evaluation.batch_size, share
+    starts = list(range(0, len(examples), size))[rank::world]
+    found: Graded = {count: [] for count in counts}
+    model.eval()
+    with torch.inference_mode():
+        for done, start in enumerate(starts):
+            chosen = [examples[i] for i in range(start, min(start + size, len(examples)))]
+            batch = move(data.collate(chosen), device, dtype)
+            features = task.encode(model, batch)
+            for count in counts:
+                found[count] += task.grade(model, features, batch, count, config.evaluation.max_new_tokens)
+            progress(done + 1, len(starts))
+    return found
+
+
+def gather(shares: Sequence[Graded], split: str) -> Scores:
+    """One table from every rank's grades."""
+    counts = sorted(shares[0])
+    merged = {count: [grade for share in shares for grade in share[count]] for count in counts}
+    first = merged[counts[0]]
+    quality = {count: [grade.quality for grade in merged[count]] for count in counts}
+    items = ItemScores([grade.source for grade in first], quality, [grade.group for grade in first])
+    predictions = {count: [grade.prediction for grade in merged[count]] for count in counts}
+    return Scores(split, items, [grade.target for grade in first], predictions)

@@ -1,0 +1,150 @@
+"""The DeepSpeed side of training: one engine per stage, its configuration, its weights. Only this module imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokendial.contracts import RunConfig, StageConfig, Task
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+
+def precision(config: RunConfig[Any], device: torch.device) -> torch.dtype:
+    """bf16 where the device has units for it and the configuration allows, else fp32."""
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if config.precision == "bf16" and device.type == "cpu":
+        raise ValueError("precision bf16 needs a GPU; on a CPU use fp32 or auto")
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32
+
+
+def engine_config(config: RunConfig[Any], dtype: torch.dtype) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run."""
+    zero: dict[str, Any] = {"stage": config.zero.stage}
+    if config.zero.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if config.zero.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_batch_size": config.global_batch,
+        "train_micro_batch_size_per_gpu": config.rows,
+        "gradient_accumulation_steps": config.accumulation,
+        "gradient_clipping": config.optimizer.clip,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": dtype is torch.bfloat16},
+        "steps_per_print": 1 << 30,
+    }
+
+
+def start(
+    module: nn.Module, task: Task, config: RunConfig[Any], stage: StageConfig, dtype: torch.dtype
+) -> DeepSpeedEngine:
+    """An engine that trains the parts a stage names, with their own peak learning rates; `module` is a StepModule."""
+    import deepspeed
+
+    freeze_all_but(module, task, stage)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(module, task, config, stage),
+        lr=config.optimizer.lr,
+        betas=config.optimizer.betas,
+        eps=config.optimizer.eps,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=module, optimizer=optimizer, config=engine_config(config, dtype), dist_init_required=False
+    )
+    return engine
+
+
+def freeze_all_but(module: nn.Module, task: Task, stage: StageConfig) -> None:
+    """Take the gradients of parts that the stage does not name; what the model itself froze stays frozen."""
+    for name, part in task.parts(module.model).items():  # type: ignore[arg-type]
+        for parameter in part.parameters():
+            parameter.requires_grad_(parameter.requires_grad and name in stage.train)
+
+
+def parameter_groups(
+    module: nn.Module, task: Task, config: RunConfig[Any], stage: StageConfig
+) -> list[dict[str, Any]]:
+    """One group per part and decay; vectors (norms, biases) do not decay. `peak` is what the loop scales."""
+    chosen = config.optimizer
+    factors = {"tower": chosen.tower_lr_factor, "projector": chosen.projector_lr_factor, "language": 1.0, "head": 1.0}
+    parts: dict[str, nn.Module] = dict(task.parts(module.model))  # type: ignore[arg-type]
+    if isinstance(module.head, nn.Module):
+        parts["head"] = module.head
+    groups = []
+    for name, part in parts.items():
+        parameters = [p for p in part.parameters() if p.requires_grad]
+        for decay in (True, False):
+            members = [p for p in parameters if (p.dim() >= 2) is decay]
+            if members:
+                peak = chosen.lr * stage.lr_factor * factors[name]
+                weight_decay = chosen.weight_decay if decay else 0.0
+                groups.append({"params": members, "lr": peak, "peak": peak, "weight_decay": weight_decay, "part": name})
+    return groups
+
+
+def set_rate(engine: DeepSpeedEngine, fraction: float) -> float:
+    """Set every group's learning rate to a fraction of its peak; returns the largest."""
+    rates = []
+    for group in engine.optimizer.param_groups:  # type: ignore[union-attr]
+        group["lr"] = group["peak"] * fraction
+        rates.append(group["lr"])
+    return max(rates)
+
+
+def grad_norm(engine: DeepSpeedEngine) -> float:
+    """Global gradient norm of the last step, before clipping."""
+    norm = engine.get_global_grad_norm()
+    return float(norm) if norm is not None else float("nan")
+
+
+@contextmanager
+def gathered(engine: DeepSpeedEngine) -> Iterator[nn.Module]:
+    """The model with all its weights on every rank, whatever the ZeRO stage (collective)."""
+    import deepspeed
+
+    model = engine.module.model
+    parameters = list(model.parameters())
+    with deepspeed.zero.GatheredParameters(parameters, enabled=engine.zero_optimization_stage() == 3):
+        yield model
+
+
+def full_state(engine: DeepSpeedEngine) -> Mapping[str, Tensor]:
+    """Every tensor of the model on every rank's CPU (collective)."""
+    with gathered(engine) as model:
+        return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def save(engine: DeepSpeedEngine, folder: Path, state: Mapping[str, Any]) -> None:
+    """Write this rank's shards of an exact checkpoint under `folder`/engine (collective)."""
+    engine.save_checkpoint(str(folder), tag="engine", client_state=dict(state), save_latest=False)
+
+
+def restore(engine: DeepSpeedEngine, folder: Path, universal: bool) -> Mapping[str, Any]:
+    """Read back what `save` wrote; `universal` reads the converted form for another world size or stage."""
+    engine._config.load_universal_checkpoint = universal  # type: ignore[attr-defined]
+    path, state = engine.load_checkpoint(str(folder), tag="universal" if universal else "engine")
+    if path is None:
+        raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+    return state
+
+
+def universal(folder: Path) -> None:
+    """Convert a ZeRO 1–3 checkpoint so that any world size and stage can read it; written beside the shards."""
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
+    paths = ["--input_folder", str(folder / "engine"), "--output_folder", str(folder / "universal")]
+    workers = ["--num_extract_workers", "1", "--num_merge_workers", "1", "--inject_missing_state"]
+    done = subprocess.run([*command, *paths, *workers], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"checkpoint {folder} could not be converted: {done.stderr.strip()[-400:]}")

@@ -1,0 +1,149 @@
+"""The Ray side of training: a TorchTrainer whose workers run `worker.work`. Only this module imports ray.train."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import CheckpointUploadMode, FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from tokendial import environment
+from tokendial.train.worker import Order, Seat, work
+
+COLLECTIVE_TIMEOUT_S = 120
+POLL_S = 0.25
+Progress = Callable[[Mapping[str, Any]], None]
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """The latest progress of a run, put up by rank 0 and read by the driver."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, Any] = {}
+
+    def put(self, latest: dict[str, Any]) -> None:
+        self._latest = latest
+
+    def read(self) -> dict[str, Any]:
+        return self._latest
+
+
+def connect(address: str | None = None) -> None:
+    """Join the Ray cluster of this process, or start one on this machine."""
+    if ray.is_initialized():
+        return
+    ray.init(
+        address=address or os.environ.get("RAY_ADDRESS"),
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        configure_logging=True,
+    )
+
+
+def cluster_gpus() -> int:
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def cluster_cpus() -> int:
+    return int(ray.cluster_resources().get("CPU", 0))
+
+
+def train(order: Order, workers: int, max_failures: int, tracking: Mapping[str, Any], progress: Progress) -> None:
+    """Run the workers to the end; raises what they raised once `max_failures` restarts are used up."""
+    board = Board.remote()
+    use_gpu = cluster_gpus() >= workers
+    folder = Path(order.folder)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"order": asdict(order), "board": board, "tracking": dict(tracking)},
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
+        run_config=RayRunConfig(
+            name=f"ray-{time.time_ns():x}",
+            storage_path=str(folder / "ray"),
+            failure_config=FailureConfig(max_failures=max_failures),
+            worker_runtime_env={"env_vars": environment.worker_environment()},
+        ),
+    )
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(board, progress, stop), daemon=True)
+    watcher.start()
+    try:
+        trainer.fit()
+    finally:
+        stop.set()
+        watcher.join()
+        ray.kill(board)
+
+
+def _watch(board: Any, progress: Progress, stop: threading.Event) -> None:
+    last: dict[str, Any] = {}
+    while not stop.wait(POLL_S):
+        latest = ray.get(board.read.remote())
+        if latest != last:
+            progress(latest)
+            last = latest
+
+
+def _worker(payload: dict[str, Any]) -> None:
+    """Entry of one training worker."""
+    environment.apply()
+    import torch
+    from tokendial.tracking.writer import MetricWriter
+
+    context = ray.train.get_context()
+    rank, board = context.get_world_rank(), payload["board"]
+    order = Order(**payload["order"])
+    _log_to(Path(order.folder) / "logs", rank)
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    tracking = payload["tracking"]
+    writer = MetricWriter(tracking["uri"], tracking["run_id"], Path(order.folder) / "spool") if rank == 0 else None
+
+    def progress(latest: Mapping[str, Any]) -> None:
+        if rank == 0:
+            board.put.remote(dict(latest))
+
+    seat = Seat(
+        rank=rank,
+        world=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        log=lambda step, metrics: writer.log(step, metrics) if writer else None,
+        progress=progress,
+        saved=_saved,
+    )
+    try:
+        work(order, seat)
+    finally:
+        if writer is not None:
+            writer.close()
+            (Path(order.folder) / "tracking.json").write_text(
+                json.dumps({"seconds_on_caller": writer.seconds_on_caller}), "utf-8"
+            )
+
+
+def _saved(folder: Path, step: int) -> None:
+    """Tell Ray of a checkpoint that is already where it belongs."""
+    checkpoint = ray.train.Checkpoint.from_directory(str(folder))
+    ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+
+def _log_to(folder: Path, rank: int) -> None:
+    """This rank's log file, appended to over restarts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder / f"rank-{rank}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("tokendial")
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)

@@ -1,0 +1,301 @@
+"""What every training worker does: build, resume, run the stages, export, score. Ray starts it; nothing here is Ray."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from tokendial.experiments import workload
+from tokendial.ledger import Ledger
+from tokendial.resolve import from_document
+from tokendial.schedule import TokenSchedule
+from tokendial.scores import Scores, gather, grade
+from tokendial.train import checkpoint as ck
+from tokendial.train import engine as ds
+from tokendial.train.horizon import StagePlan, language_span, stage_plans
+from tokendial.train.loop import Job, NonFinite, State, all_sum, run_stage
+from tokendial.train.step import StepModule
+from tokendial.versions import versions
+from torch import nn
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
+MAX_SKIPPED = 3
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the driver tells a worker. `weights`: a safetensors file to start from instead of fresh weights."""
+
+    config: dict[str, Any]
+    folder: str
+    horizon: int
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Which worker this is, and how it reports: `log` metrics at a step (rank 0), `progress` for a person's eyes."""
+
+    rank: int
+    world: int
+    device: torch.device
+    log: Callable[[int, Mapping[str, float]], None]
+    progress: Callable[[Mapping[str, Any]], None]
+    saved: Callable[[Path, int], None]
+
+
+def work(order: Order, seat: Seat) -> None:
+    """Train to the end of the budget from wherever the run's folder says it is, then export and score."""
+    config = from_document(order.config)
+    job = _job(config, order, seat)
+    root = Path(order.folder) / "checkpoints"
+    root.mkdir(parents=True, exist_ok=True)
+    writer = ck.Writer(root, config.checkpoint.keep) if seat.rank == 0 else None
+    plans = stage_plans(config, order.horizon)
+    skipped: set[int] = set()
+    while True:
+        try:
+            _stages(job, order, seat, plans, root, writer, skipped)
+            break
+        except NonFinite as error:
+            skipped.add(error.index)
+            if len(skipped) > MAX_SKIPPED:
+                raise
+            log.warning("%s; going back to the last checkpoint and past it", error)
+            _settle(writer, seat)
+    if writer is not None:
+        writer.close()
+    _barrier(seat)
+    finish(job, order, seat, root)
+
+
+def _job(config: Any, order: Order, seat: Seat) -> Job:
+    chosen = workload(config.workload)
+    data, task = chosen.load()
+    return Job(
+        config=config,
+        data=data,
+        task=task,
+        cost=chosen.cost(config),
+        examples=data.datasets(config)["train"],
+        schedule=TokenSchedule(config.schedule),
+        span=language_span(stage_plans(config, order.horizon)),
+        rank=seat.rank,
+        world=seat.world,
+        device=seat.device,
+        dtype=ds.precision(config, seat.device),
+    )
+
+
+def _stages(
+    job: Job,
+    order: Order,
+    seat: Seat,
+    plans: tuple[StagePlan, ...],
+    root: Path,
+    writer: ck.Writer | None,
+    skipped: set[int],
+) -> None:
+    """Every stage from the newest checkpoint on; each ends in a `weights` checkpoint that the next one starts from."""
+    found = _agreed(ck.newest(root) if seat.rank == 0 else None, seat)
+    if found is not None:
+        log.info("continuing from %s", found.folder.name)
+    state = _state(job, found)
+    state.skipped |= skipped
+    start = 0 if found is None else found.manifest.stage
+    for number, plan in enumerate(plans[start:], start):
+        exact = found if found is not None and (found.manifest.kind, found.manifest.stage) == ("exact", number) else None
+        weights = _weights_for(number, order, root) if exact is None else None
+        engine = _engine(job, plan, weights)
+        if exact is not None:
+            _restore(engine, exact, job, seat)
+        run_stage(job, engine, plan, state, _reporter(job, seat, engine, plan, number, plans[-1].stop, root, writer))
+        _save_weights(job, seat, engine, state, number + 1, root, writer)
+        del engine
+
+
+def _state(job: Job, found: ck.Checkpoint | None) -> State:
+    if found is None:
+        return State(ledger=Ledger(price_per_hour=job.config.tracking.price_per_hour))
+    manifest = found.manifest
+    ledger = Ledger.from_json(manifest.state["ledger"])
+    return State(manifest.step, manifest.index, set(manifest.skipped), manifest.state["seconds"], ledger)
+
+
+def _weights_for(stage: int, order: Order, root: Path) -> Path | None:
+    """The weights a stage starts from: the stage before's, or what the run was forked from."""
+    if stage == 0:
+        return Path(order.weights) if order.weights else None
+    return sorted(root.glob(f"step-*-weights/{ck.WEIGHTS}"))[-1]
+
+
+def _engine(job: Job, plan: StagePlan, weights: Path | None) -> DeepSpeedEngine:
+    model = job.task.build_model(job.config)
+    if weights is not None:
+        model.load_state_dict(load_file(weights))
+    head = job.task.warmup_head(job.config) if plan.config.objective == "tower" else None
+    module = StepModule(job.task, model, head, job.config.schedule.distil).to(job.device)
+    module.train()
+    return ds.start(module, job.task, job.config, plan.config, job.dtype)
+
+
+def _reporter(
+    job: Job,
+    seat: Seat,
+    engine: DeepSpeedEngine,
+    plan: StagePlan,
+    number: int,
+    total: int,
+    root: Path,
+    writer: ck.Writer | None,
+) -> Callable[[State, Mapping[str, float]], None]:
+    every, validate = job.config.checkpoint.every, job.config.evaluation.every
+
+    def after_step(state: State, metrics: Mapping[str, float]) -> None:
+        if seat.rank == 0:
+            seat.log(state.step, metrics)
+            seat.progress({"stage": plan.config.name, "step": state.step, "total": total, **metrics})
+        if state.step % every == 0 and state.step < plan.stop:
+            _save_exact(job, seat, engine, state, number, root, writer)
+        if validate and state.step % validate == 0 and plan.config.objective == "language":
+            _validate(job, seat, engine, state)
+
+    return after_step
+
+
+def _manifest(job: Job, state: State, kind: str, stage: int) -> ck.Manifest:
+    return ck.Manifest(
+        kind="exact" if kind == "exact" else "weights",
+        step=state.step,
+        index=state.index,
+        stage=stage,
+        world=job.world,
+        zero=job.config.zero.stage,
+        schedule=job.schedule.hash,
+        skipped=tuple(sorted(state.skipped)),
+        state=state.document(),
+        versions=versions(),
+    )
+
+
+def _save_exact(
+    job: Job, seat: Seat, engine: DeepSpeedEngine, state: State, stage: int, root: Path, writer: ck.Writer | None
+) -> None:
+    folder = ck.folder_of(root, state.step, "exact")
+    if writer is not None:
+        writer.wait()
+    ds.save(engine, folder, {"step": state.step})
+    _barrier(seat)
+    if writer is not None:
+        writer.commit(folder, _manifest(job, state, "exact", stage))
+    seat.saved(folder, state.step)
+
+
+def _save_weights(
+    job: Job, seat: Seat, engine: DeepSpeedEngine, state: State, stage: int, root: Path, writer: ck.Writer | None
+) -> None:
+    weights = ds.full_state(engine)
+    folder = ck.folder_of(root, state.step, "weights")
+    if writer is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in weights.items()}, folder / ck.WEIGHTS)
+        writer.commit(folder, _manifest(job, state, "weights", stage))
+        writer.wait()
+    _barrier(seat)
+
+
+def _restore(engine: DeepSpeedEngine, found: ck.Checkpoint, job: Job, seat: Seat) -> None:
+    """Exact where world and stage are the same; else by way of DeepSpeed's universal form."""
+    manifest, zero = found.manifest, job.config.zero.stage
+    same = manifest.world == seat.world and manifest.zero == zero
+    if not same and 0 in (manifest.zero, zero) and manifest.zero != zero:
+        raise ValueError(f"zero.stage {manifest.zero} → {zero}: no checkpoint changes to or from stage 0; use --from")
+    convert = not same and zero != 0
+    if convert and seat.rank == 0 and not (found.folder / "universal").exists():
+        ds.universal(found.folder)
+    _barrier(seat)
+    ds.restore(engine, found.folder, universal=convert)
+
+
+def _validate(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State) -> None:
+    config = job.config
+    examples = job.data.datasets(config)["validation"]
+    examples = [examples[i] for i in range(min(config.evaluation.validation_examples, len(examples)))]
+    with ds.gathered(engine) as model:
+        graded = grade(
+            job.task, model, job.data, examples, config, config.evaluation.counts, job.device, job.dtype,
+            (seat.rank, seat.world),
+        )  # fmt: skip
+        model.train()
+    sums = all_sum([x for k in graded for x in (sum(g.quality for g in graded[k]), len(graded[k]))], job)
+    if seat.rank == 0:
+        quality = {k: sums[2 * i] / sums[2 * i + 1] for i, k in enumerate(graded)}
+        seat.log(state.step, {f"validation/quality/k{k}": value for k, value in quality.items()})
+
+
+def finish(job: Job, order: Order, seat: Seat, root: Path) -> None:
+    """Export the model, read it back as a user would, and score it at every count of the grid."""
+    config, folder = job.config, Path(order.folder)
+    found = _agreed(ck.newest(root) if seat.rank == 0 else None, seat)
+    assert found is not None, "training ended without a checkpoint"
+    assert found.manifest.kind == "weights", "training ended without its weights"
+    if seat.rank == 0:
+        seat.progress({"stage": "export"})
+        model = job.task.build_model(config)
+        model.load_state_dict(load_file(found.folder / ck.WEIGHTS))
+        job.task.export(model, config, str(folder / "model"))
+        (folder / "ledger.json").write_text(json.dumps(found.manifest.state["ledger"]), "utf-8")
+    _barrier(seat)
+    model = job.task.load(str(folder / "model")).to(job.device, job.dtype)
+    scores = score(job, seat, model, config.evaluation.split)
+    if seat.rank == 0:
+        assert scores is not None
+        scores.write(folder / "scores.json")
+    _barrier(seat)
+
+
+def score(job: Job, seat: Seat, model: nn.Module, split: str) -> Scores | None:
+    """The split's scores at every count, on rank 0."""
+    config = job.config
+    examples = job.data.datasets(config)[split]
+    limit = config.evaluation.test_examples if split == "test" else config.evaluation.validation_examples
+    chosen = [examples[i] for i in range(min(limit, len(examples)))]
+    graded = grade(
+        job.task, model, job.data, chosen, config, config.evaluation.counts, job.device, job.dtype,
+        (seat.rank, seat.world), lambda done, total: seat.progress({"stage": "score", "step": done, "total": total}),
+    )  # fmt: skip
+    if seat.world == 1:
+        return gather([graded], split)
+    shares: list[Any] = [None] * seat.world
+    dist.all_gather_object(shares, graded)
+    return gather(shares, split) if seat.rank == 0 else None
+
+
+def _agreed(found: ck.Checkpoint | None, seat: Seat) -> ck.Checkpoint | None:
+    """Rank 0's choice of checkpoint, on every rank."""
+    if seat.world == 1:
+        return found
+    box = [found]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def _settle(writer: ck.Writer | None, seat: Seat) -> None:
+    if writer is not None:
+        writer.wait()
+    _barrier(seat)
+
+
+def _barrier(seat: Seat) -> None:
+    if seat.world > 1:
+        dist.barrier()

@@ -1,0 +1,159 @@
+"""Fixed-count twins of a flexible run over seeds: trained side by side, scored on the same items, put in one matrix."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tokendial.contracts import BudgetConfig, RunConfig
+from tokendial.curve import ItemScores, regret, served_matrix
+from tokendial.experiments import ConfigError
+from tokendial.failures import WorkFailed
+from tokendial.resolve import from_document
+from tokendial.results import RunResult, write_result
+from tokendial.runs import Run, find
+from tokendial.schedule import preset
+from tokendial.scores import Scores
+
+Progress = Callable[[Mapping[str, Any]], None]
+KINDS = ("steps", "flops")
+
+
+def twins(run: Run, kind: str, seeds: Sequence[int], progress: Progress) -> RunResult:
+    """Train what is missing of (flexible, twin at each count) × seeds and put regret and matrix into the run's result.
+
+    `steps` twins take the flexible run's steps and data; `flops` twins spend its whole FLOPs at their one count.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"--twins {kind!r} is not one of {', '.join(KINDS)}")
+    base = from_document(run.config_document())
+    result = _finished(run)
+    configs = {
+        (count, seed): twin_config(base, count, seed, kind, result.flops)
+        for seed in seeds
+        for count in (None, *base.schedule.counts)
+    }
+    own = {(None, base.seed): run.name}
+    done = _train_all({key: config for key, config in configs.items() if key not in own}, base.workers, progress)
+    names = {**done, **{key: name for key, name in own.items() if key in configs}}
+    return _recorded(run, kind, seeds, names)
+
+
+def twin_config(base: RunConfig[Any], count: int | None, seed: int, kind: str, flops: float) -> RunConfig[Any]:
+    """The configuration of one twin; count None is the flexible run itself under another seed."""
+    if count is None:
+        return base.model_copy(update={"seed": seed})
+    budget = BudgetConfig(steps=base.budget.horizon) if kind == "steps" else BudgetConfig(flops=flops)
+    return base.model_copy(update={"seed": seed, "schedule": preset("fixed", (count,)), "budget": budget})
+
+
+def _train_all(
+    configs: Mapping[tuple[int | None, int], RunConfig[Any]], workers: int, progress: Progress
+) -> dict[tuple[int | None, int], str]:
+    """Names of the runs, trained as many at once as the cluster has CPUs for."""
+    from tokendial.train import ray_trainer
+    from tokendial.train.driver import train
+
+    ray_trainer.connect()
+    slots = max(1, ray_trainer.cluster_cpus() // workers)
+    board = _Board(len(configs), progress)
+    with ThreadPoolExecutor(slots) as pool:
+        tasks = {
+            key: pool.submit(_one, train, config, board, key) for key, config in sorted(configs.items(), key=_large_first)
+        }
+    failed = {key: error for key, task in tasks.items() if (error := task.exception()) is not None}
+    if failed:
+        key, error = next(iter(failed.items()))
+        raise WorkFailed(f"{len(failed)} of {len(configs)} runs failed; first {_label(key)}: {error}") from error
+    return {key: task.result() for key, task in tasks.items()}
+
+
+def _large_first(item: tuple[tuple[int | None, int], RunConfig[Any]]) -> tuple[int, int]:
+    """Long runs first, so that none is left to run alone at the end."""
+    (count, seed), config = item
+    return (-(count or config.schedule.counts[-1]), seed)
+
+
+def _one(
+    train: Callable[..., RunResult], config: RunConfig[Any], board: _Board, key: tuple[int | None, int]
+) -> str:
+    with board.running(_label(key)) as show:
+        return train(config, name=None, new=False, source=None, progress=show).name
+
+
+def _label(key: tuple[int | None, int]) -> str:
+    count, seed = key
+    return f"{'flexible' if count is None else f'twin@{count}'} seed {seed}"
+
+
+class _Board:
+    """Progress of several runs as one line: how many are done, and where those in progress are."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._total, self._progress = total, progress
+        self._done = 0
+        self._lock = threading.Lock()
+        self._places: dict[str, str] = {}
+
+    @contextmanager
+    def running(self, label: str) -> Iterator[Progress]:
+        def show(latest: Mapping[str, Any]) -> None:
+            with self._lock:
+                place = f"{latest['step']}/{latest['total']}" if "total" in latest else latest.get("stage", "")
+                self._places[label] = f"{label} {place}"
+                self._show()
+
+        yield show
+        with self._lock:
+            self._done += 1
+            self._places.pop(label, None)
+            self._show()
+
+    def _show(self) -> None:
+        stage = "twins: " + ", ".join(self._places.values())
+        self._progress({"stage": stage, "step": self._done, "total": self._total})
+
+
+def _recorded(
+    run: Run, kind: str, seeds: Sequence[int], names: Mapping[tuple[int | None, int], str]
+) -> RunResult:
+    from tokendial.report import matrix_html, matrix_png
+    from tokendial.tracking.finish import finish
+
+    scores = {key: _scores(find(name)) for key, name in names.items()}
+    flexible = {seed: scores[None, seed] for seed in seeds}
+    counts = sorted({count for count, _ in names if count is not None})
+    fixed = {count: {seed: scores[count, seed] for seed in seeds} for count in counts}
+    matrix = served_matrix(flexible, fixed, "steps" if kind == "steps" else "flops")
+    result = _finished(run)
+    figures: dict[str, Path] = {
+        "matrix": matrix_png(matrix, run.figures / "matrix.png"),
+        "matrix (html)": matrix_html(matrix, run.figures / "matrix.html"),
+    }
+    result = result.model_copy(
+        update={
+            "twins": matrix.kind,
+            "regret": regret(flexible, fixed),
+            "matrix": matrix,
+            "figures": {**result.figures, **{name: str(path) for name, path in figures.items()}},
+        }
+    )
+    write_result(run.result, result)
+    record = run.record
+    assert record.tracking_uri is not None, "a finished run has a tracking address"
+    finish(record.tracking_uri, run.folder, result, figures={n: Path(p) for n, p in result.figures.items()})
+    return result
+
+
+def _scores(run: Run) -> ItemScores:
+    return Scores.read(run.folder / "scores.json").items
+
+
+def _finished(run: Run) -> RunResult:
+    from tokendial.api import report
+
+    return report([run.name])[0]
