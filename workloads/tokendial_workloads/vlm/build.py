@@ -9,11 +9,13 @@ from typing import Any, Self
 import torch
 from tokendial.contracts import LanguageConfig, ModelConfig, TowerConfig
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
+from .adapters import add_adapters, split_adapters
 from .configuration import TokendialConfig
 from .counts import check_count
 from .model import TokendialForConditionalGeneration
+from .sources import load_sources, source_config
 from .towers import leading_tokens, patch_grid
 
 
@@ -54,23 +56,24 @@ def build_model(
     """
     with seeded(seed, "initialisation"):
         model = TokendialForConditionalGeneration(model_config(config, ids, counts))
-    for k in counts:
-        model.config.check_count(k)
-    _load_sources(model, config)
+        load_sources(model, config)
+        if config.lora is not None:
+            add_adapters(model, config.lora)
     if activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 
 def model_config(config: ModelConfig, ids: TextIds, counts: Sequence[int]) -> TokendialConfig:
     """The transformers configuration of a run's model."""
-    vision, text = vision_config(config.vision), text_config(config.language, ids)
+    vision = vision_config(config.vision, config.init_from)
+    text = text_config(config.language, ids, config.init_from)
     grid = patch_grid(vision)
     with torch.device("meta"):
         drop_first = leading_tokens(AutoModel.from_config(vision), grid) == 1
     for k in counts:
         check_count(config.projector, grid, config.max_queries, k)
-    return TokendialConfig(
+    made = TokendialConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=ids.image,
@@ -83,67 +86,45 @@ def model_config(config: ModelConfig, ids: TextIds, counts: Sequence[int]) -> To
         vision_feature_select_strategy="default" if drop_first else "full",
         grid=list(grid),
         counts=list(counts),
-        pad_token_id=ids.pad,
-        eos_token_id=ids.eos,
-        bos_token_id=ids.bos,
     )
+    made.pad_token_id, made.eos_token_id, made.bos_token_id = ids.pad, ids.eos, ids.bos
+    return made
 
 
-def vision_config(config: TowerConfig) -> PreTrainedConfig:
+def vision_config(config: TowerConfig, init_from: str | None = None) -> Any:
     """The tower's own configuration; a pooling head is left out where the tower can do without."""
-    if config.source is None:
-        made = AutoConfig.for_model(config.kind, **config.config)
+    source = config.source or (init_from if not config.config else None)
+    if source is None:
+        made: Any = AutoConfig.for_model(config.kind, **config.config)
     else:
-        made = AutoConfig.from_pretrained(config.source, **config.config)
-        made = getattr(made, "vision_config", made)
+        made = source_config(source, "vision_config", config.config)
     if hasattr(made, "vision_use_head"):
         made.vision_use_head = False
     return made
 
 
-def text_config(config: LanguageConfig, ids: TextIds) -> PreTrainedConfig:
+def text_config(config: LanguageConfig, ids: TextIds, init_from: str | None = None) -> Any:
     """The language model's own configuration, with room for the tokenizer's vocabulary."""
-    if config.source is None:
+    source = config.source or (init_from if not config.config else None)
+    if source is None:
         special = {"pad_token_id": ids.pad, "eos_token_id": ids.eos, "bos_token_id": ids.bos}
         return AutoConfig.for_model(config.kind, **{"vocab_size": ids.vocab_size, **special, **config.config})
-    made = AutoConfig.from_pretrained(config.source, **config.config)
-    made = getattr(made, "text_config", made)
+    made = source_config(source, "text_config", config.config)
     made.vocab_size = max(made.vocab_size, ids.vocab_size)
     return made
 
 
-def _load_sources(model: TokendialForConditionalGeneration, config: ModelConfig) -> None:
-    if config.vision.source is not None:
-        tower = AutoModel.from_pretrained(config.vision.source)
-        copy_weights(model.model.vision_tower, getattr(tower, "vision_model", tower))
-    if config.language.source is not None:
-        language = AutoModelForCausalLM.from_pretrained(config.language.source)
-        copy_weights(model.model.language_model, language.base_model)
-        copy_weights(model.lm_head, language.get_output_embeddings())
-
-
-def copy_weights(target: nn.Module, source: nn.Module) -> None:
-    """Copy every parameter of `target` from `source`; rows beyond a smaller source vocabulary keep their own values."""
-    theirs = dict(source.named_parameters(remove_duplicate=False))
-    with torch.no_grad():
-        for name, parameter in target.named_parameters():
-            if name not in theirs:
-                raise ValueError(f"the source has no weight {name!r}")
-            rows = theirs[name].shape[0]
-            if theirs[name].shape[1:] != parameter.shape[1:] or rows > parameter.shape[0]:
-                raise ValueError(
-                    f"weight {name!r} has shape {tuple(theirs[name].shape)} in the source, {tuple(parameter.shape)} here"
-                )
-            parameter[:rows].copy_(theirs[name])
-
-
 def part_modules(model: TokendialForConditionalGeneration) -> Mapping[str, nn.Module]:
-    """`tower`, `projector` and `language` (its head included)."""
-    return {
-        "tower": model.model.vision_tower,
-        "projector": model.model.multi_modal_projector,
-        "language": nn.ModuleList([model.model.language_model, model.lm_head]),
-    }
+    """`tower`, `projector` and `language` (its head included); together they hold every parameter once.
+
+    Under LoRA `language` is the adapters alone, and `frozen` holds the language model they sit on.
+    """
+    language = nn.ModuleList([model.model.language_model, model.lm_head])
+    parts = {"tower": model.model.vision_tower, "projector": model.model.multi_modal_projector}
+    adapters, frozen = split_adapters(language)
+    if not len(adapters):
+        return {**parts, "language": language}
+    return {**parts, "language": adapters, "frozen": frozen}
 
 
 @contextmanager

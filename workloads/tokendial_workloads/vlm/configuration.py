@@ -50,6 +50,8 @@ class TokendialConfig(LlavaConfig):
 
     model_type = "tokendial_llava"
 
+    vision_config: Any = None
+    text_config: Any = None
     projector: str = "pool"
     pooling: Literal["adaptive_avg", "resize_then_avg"] = "adaptive_avg"
     hidden_factor: float = 3.0

@@ -1,4 +1,4 @@
-"""Which token counts a projector can serve; a count that is not admissible is refused, never floored. Imports no torch."""
+"""Which token counts a projector can serve; an inadmissible count is refused, never floored. Imports no torch."""
 
 from collections.abc import Sequence
 from math import isqrt

@@ -5,6 +5,7 @@ serve several counts: `mm_encoder_outputs={"image": model.get_image_features(pix
 Shapes: B rows, I images, N patches, k visual tokens, L ids, C tower width, D language width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,19 +24,11 @@ from .projectors import MlpProjector, PoolProjector, QueryProjector, build_proje
 from .towers import tower_features
 
 
-class TokendialPreTrainedModel(LlavaPreTrainedModel):
-    config: TokendialConfig
-    config_class = TokendialConfig
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, PoolProjector | MlpProjector | QueryProjector):
-            module.initialise()
-        else:
-            super()._init_weights(module)
-
-
-class TokendialModel(TokendialPreTrainedModel, LlavaModel):
+class TokendialModel(LlavaModel):
     """Vision tower, projector and language model without its head."""
+
+    config: TokendialConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    config_class = TokendialConfig
 
     def __init__(self, config: TokendialConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)
@@ -44,10 +37,17 @@ class TokendialModel(TokendialPreTrainedModel, LlavaModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, PoolProjector | MlpProjector | QueryProjector):
+            module.initialise()
+        else:
+            super()._init_weights(module)
+
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Patch features [I, N, C] of images [I, 3, H, W]."""
         drop_first = self.config.vision_feature_select_strategy == "default"
-        features_INC = tower_features(self.vision_tower, pixel_values, self.config.vision_feature_layer, drop_first)
+        layer: Any = self.config.vision_feature_layer
+        features_INC = tower_features(self.vision_tower, pixel_values, layer, drop_first)
         if features_INC.shape[1] != self.config.image_seq_length:
             raise ValueError(
                 f"the vision tower gave {features_INC.shape[1]} patches for images of {tuple(pixel_values.shape[2:])} "
@@ -59,12 +59,12 @@ class TokendialModel(TokendialPreTrainedModel, LlavaModel):
         """Visual tokens [I, k, D]; ValueError listing the admissible counts where k is not one."""
         return self.multi_modal_projector(features_INC, self.config.check_count(k))
 
-    def get_image_features(
+    def get_image_features(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, pixel_values: Tensor, num_visual_tokens: int | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
         """Patch features as `last_hidden_state`; with a count also its visual tokens as `pooler_output`, per image."""
         features_INC = self.encode(pixel_values)
-        tokens = None if num_visual_tokens is None else list(self.project(features_INC, num_visual_tokens))
+        tokens: Any = None if num_visual_tokens is None else list(self.project(features_INC, num_visual_tokens))
         return BaseModelOutputWithPooling(last_hidden_state=features_INC, pooler_output=tokens)
 
     def infer_count(self, input_ids: Tensor, num_images: int) -> int:
@@ -79,7 +79,7 @@ class TokendialModel(TokendialPreTrainedModel, LlavaModel):
             )
         return self.config.check_count(k)
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -107,7 +107,8 @@ class TokendialModel(TokendialPreTrainedModel, LlavaModel):
         assert inputs_embeds is not None
         if image is not None:
             tokens_TD = self._tokens(image, input_ids, num_visual_tokens).flatten(0, 1).to(inputs_embeds)
-            mask = self.get_placeholder_mask(input_ids, inputs_embeds=inputs_embeds, image_features=tokens_TD[None])
+            ids: Any = input_ids
+            mask = self.get_placeholder_mask(ids, inputs_embeds=inputs_embeds, image_features=tokens_TD[None])
             inputs_embeds = inputs_embeds.masked_scatter(mask, tokens_TD)
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -131,8 +132,12 @@ class TokendialModel(TokendialPreTrainedModel, LlavaModel):
         return self.project(image.last_hidden_state, k)
 
 
-class TokendialForConditionalGeneration(TokendialPreTrainedModel, LlavaForConditionalGeneration):
+class TokendialForConditionalGeneration(LlavaForConditionalGeneration):
     """The whole model. Evaluation and generation never consult a training law: the prompt holds the count."""
+
+    config: TokendialConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    config_class = TokendialConfig
+    model: TokendialModel
 
     def __init__(self, config: TokendialConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)
@@ -148,22 +153,21 @@ class TokendialForConditionalGeneration(TokendialPreTrainedModel, LlavaForCondit
         """Visual tokens [I, k, D]; ValueError listing the admissible counts where k is not one."""
         return self.model.project(features_INC, k)
 
-    def _expand_inputs_for_generation(
+    def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         """Project at the prompt's own count before beams multiply the rows."""
         image = (kwargs.get("mm_encoder_outputs") or {}).get("image")
         if image is not None and image.pooler_output is None:
-            tokens_IkD = self.model._tokens(image, input_ids, kwargs.get("num_visual_tokens"))
-            image = BaseModelOutputWithPooling(
-                last_hidden_state=image.last_hidden_state, pooler_output=list(tokens_IkD)
-            )
+            tokens: Any = list(self.model._tokens(image, input_ids, kwargs.get("num_visual_tokens")))
+            image = BaseModelOutputWithPooling(last_hidden_state=image.last_hidden_state, pooler_output=tokens)
             kwargs["mm_encoder_outputs"] = {**kwargs["mm_encoder_outputs"], "image": image}
-        return super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        stock: Any = super()
+        return stock._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
 
 
-def _listed(counts: tuple[int, ...]) -> str:
-    consecutive = len(counts) > 8 and counts == tuple(range(counts[0], counts[-1] + 1))
+def _listed(counts: Sequence[int]) -> str:
+    consecutive = len(counts) > 8 and counts[-1] - counts[0] == len(counts) - 1
     return f"{counts[0]} to {counts[-1]}" if consecutive else ", ".join(map(str, counts))
 
 

@@ -87,7 +87,7 @@ class MlpProjector(nn.Module):
 
 
 class PoolAfterProjector(MlpProjector):
-    """M3 (arXiv 2405.17430): LLaVA's projector, then average pooling by a side that divides the grid, so counts nest."""
+    """M3 (arXiv 2405.17430): LLaVA's projector, then average pooling by a side that divides the grid: counts nest."""
 
     def __init__(self, config: TokendialConfig) -> None:
         super().__init__(config)
@@ -104,7 +104,8 @@ class QueryProjector(nn.Module):
     """MQT-LLaVA (arXiv 2405.19315): the first k of learned queries, one cross-attention, one matrix.
 
     q = LN(query + position), keys = LN(position) as released or LN(feature) + position, values = LN(feature). Queries
-    never see one another, so k tokens are the first k of any longer output.
+    never see one another, so k tokens are the first k of any longer output. The release stretches the query's position
+    table to the patch grid by bicubic interpolation; here the sin-cos function itself is read at those places.
     """
 
     positions_QE: Tensor
@@ -149,17 +150,17 @@ class QueryProjector(nn.Module):
         for buffer, table in zip((self.positions_QE, self.positions_NE), self._tables(), strict=True):
             init.copy_(buffer, table)
 
-    def reduction_context(self, features_BNE: Tensor) -> QueryContext:
+    def reduction_context(self, features_BNE: Tensor, k: int) -> QueryContext:
         """Projected queries and keys for normed features."""
-        query_QE = self.q_proj(self.norm_q(self.query + self.positions_QE.to(self.query.dtype)))
+        query_kE = self.q_proj(self.norm_q(self.query[:k] + self.positions_QE[:k].to(self.query.dtype)))
         positions_NE = self.positions_NE.to(features_BNE.dtype)
         keys_BNE = self.norm_k(positions_NE[None]) if self.keys == "position" else features_BNE + positions_NE
-        return QueryContext(query_QE, self.k_proj(keys_BNE))
+        return QueryContext(query_kE, self.k_proj(keys_BNE))
 
     def forward(self, features_BNC: Tensor, k: int) -> Tensor:
         """Tokens [B, k, D]; ValueError where k is above max_queries or below 1."""
         features_BNE = self.norm_v(self.kv_proj(features_BNC))
-        reduction = self.reducer.reduce(features_BNE, self.reduction_context(features_BNE), k)
+        reduction = self.reducer.reduce(features_BNE, self.reduction_context(features_BNE, k), k)
         return self.proj(self.out_proj(reduction.apply(self.v_proj(features_BNE))))
 
 

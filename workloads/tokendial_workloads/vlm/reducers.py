@@ -21,7 +21,7 @@ class Reduction:
     """k tokens made from N patches.
 
     Exactly one of `matrix` ([k, N], or [B, h, k, N] where each of h heads mixes its own slice of the channels; B may
-    be 1) and `kept_k` (indices) says how. `positions_k2` are (row, column) centres in patch units, `sizes_k` the number of
+    be 1) and `kept_k` (indices) says how. `positions_k2` are (row, column) centres in patch units, `sizes_k` how many
     patches each token stands for; `fast` is a quicker way to compute `apply`, where the library has one.
     """
 
@@ -45,7 +45,7 @@ class Reduction:
         return (self.matrix @ features_BNhd.transpose(1, 2)).transpose(1, 2).flatten(2)
 
     def unapply(self, tokens_BkD: Tensor) -> Tensor:
-        """Spread [B, k, D] back over [B, N, D]: each patch is the mean of its tokens, by weight; unused patches get 0."""
+        """Spread [B, k, D] over [B, N, D]: each patch is the mean of its tokens, by weight; unused patches get 0."""
         if self.kept_k is not None:
             shape = (tokens_BkD.shape[0], self.num_patches, tokens_BkD.shape[2])
             return tokens_BkD.new_zeros(shape).index_copy(1, self.kept_k, tokens_BkD)
@@ -132,9 +132,9 @@ class KeepReducer:
 
 @dataclass(frozen=True)
 class QueryContext:
-    """What prefix queries attend with: projected queries [max_queries, E] and keys [B, N, E] (B may be 1)."""
+    """What prefix queries attend with: the k projected queries [k, E] and keys [B, N, E] (B may be 1)."""
 
-    query_QE: Tensor
+    query_kE: Tensor
     key_BNE: Tensor
 
 
@@ -147,7 +147,7 @@ class QueryReducer:
     def reduce(self, features_BND: Tensor, context: QueryContext, k: int) -> Reduction:
         """The weights come from `context` alone; `features_BND` are what they will be applied to."""
         check_count("query", self.grid, self.max_queries, k)
-        query_hkd = context.query_QE[:k].unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        query_hkd = context.query_kE.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
         key_BhNd = context.key_BNE.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
         scale = query_hkd.shape[2] ** -0.5
         weights_BhkN = (query_hkd * scale @ key_BhNd.transpose(2, 3)).softmax(-1)

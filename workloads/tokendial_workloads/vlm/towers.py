@@ -44,11 +44,10 @@ class StemTower(PreTrainedModel):
     config: StemConfig
     config_class = StemConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     base_model_prefix = "stem"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["StemBlock"]
 
     positions_ND: Tensor
 

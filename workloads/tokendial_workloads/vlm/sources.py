@@ -1,0 +1,65 @@
+"""Weights from local folders and hub ids: a tower, a causal LM, or both (and a projector) from a LLaVA-layout model.
+
+Everything is read through `from_pretrained`, from safetensors only, and never with remote code.
+"""
+
+from typing import Any
+
+import torch
+from tokendial.contracts import ModelConfig
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from .model import TokendialForConditionalGeneration
+
+
+def source_config(source: str, part: str, changes: dict[str, Any]) -> Any:
+    """The configuration found at `source`, or its `part` where it is a composite, with changed fields."""
+    found = AutoConfig.from_pretrained(source)
+    made: Any = getattr(found, part, found)
+    for name, value in changes.items():
+        if not hasattr(made, name):
+            raise ValueError(f"the configuration of {source} has no field {name!r}")
+        setattr(made, name, value)
+    return made
+
+
+def load_sources(model: TokendialForConditionalGeneration, config: ModelConfig) -> None:
+    """Copy weights from the sources a configuration names, in place; ValueError where one does not fit."""
+    if config.init_from is not None:
+        _load_composite(model, config.init_from)
+    how: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True}
+    if config.vision.source is not None:
+        tower = AutoModel.from_pretrained(config.vision.source, config=model.config.vision_config, **how)
+        copy_weights(model.model.vision_tower, tower)
+    if config.language.source is not None:
+        language: Any = AutoModelForCausalLM.from_pretrained(config.language.source, **how)
+        copy_weights(model.model.language_model, language.base_model)
+        copy_weights(model.lm_head, language.get_output_embeddings())
+
+
+def _load_composite(model: TokendialForConditionalGeneration, source: str) -> None:
+    found: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
+    copy_weights(model.model.vision_tower, found.model.vision_tower)
+    copy_weights(model.model.language_model, found.model.language_model)
+    copy_weights(model.lm_head, found.lm_head)
+    if _fits(model.model.multi_modal_projector, found.model.multi_modal_projector):
+        copy_weights(model.model.multi_modal_projector, found.model.multi_modal_projector)
+
+
+def _fits(target: nn.Module, source: nn.Module) -> bool:
+    shapes = [{name: weight.shape for name, weight in module.named_parameters()} for module in (target, source)]
+    return shapes[0] == shapes[1]
+
+
+def copy_weights(target: nn.Module, source: nn.Module) -> None:
+    """Copy every parameter of `target` from `source`; rows past a smaller source vocabulary keep their own values."""
+    theirs = dict(source.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, parameter in target.named_parameters():
+            if name not in theirs:
+                raise ValueError(f"the source has no weight {name!r}")
+            shape, rows = tuple(theirs[name].shape), theirs[name].shape[0]
+            if shape[1:] != parameter.shape[1:] or rows > parameter.shape[0]:
+                raise ValueError(f"weight {name!r} is {shape} in the source and {tuple(parameter.shape)} here")
+            parameter[:rows].copy_(theirs[name])
