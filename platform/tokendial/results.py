@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tokendial.curve import CurvePoint, Difference, Interval, ItemScores, Matrix, TwinKind, autc, autc_weights
+from tokendial.curve import CurvePoint, Difference, Interval, Matrix, TwinKind, autc, autc_weights
 from tokendial.ledger import Ledger
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -101,28 +101,6 @@ def write_result(path: Path, result: RunResult) -> None:
 def read_result(path: Path) -> RunResult:
     """Read `result.json`; raises FileNotFoundError or pydantic's ValidationError."""
     return RunResult.model_validate_json(path.read_text("utf-8"))
-
-
-def write_scores(path: Path, scores: ItemScores) -> None:
-    """Write every answer's quality as a compressed `.npz`, the basis of later paired comparisons."""
-    import numpy as np
-
-    columns: dict[str, Any] = {
-        f"k{count}": np.asarray(values, dtype=np.float64) for count, values in scores.quality.items()
-    }
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    columns |= {"sources": np.asarray(scores.sources), "groups": np.asarray(scores.groups, dtype=str)}
-    np.savez_compressed(temporary, **columns)
-    temporary.replace(path)
-
-
-def read_scores(path: Path) -> ItemScores:
-    """Read what `write_scores` wrote; raises FileNotFoundError or ValueError."""
-    import numpy as np
-
-    with np.load(path, allow_pickle=False) as stored:
-        quality = {int(name[1:]): stored[name].tolist() for name in stored.files if name[0] == "k"}
-        return ItemScores(stored["sources"].tolist(), quality, stored["groups"].tolist())
 
 
 def write_examples(path: Path, examples: Sequence[ExampleAnswers]) -> None:

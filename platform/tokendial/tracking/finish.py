@@ -1,6 +1,6 @@
 """Closing a run at the tracking server: the final curve, tables, figures, the model, and the terminal status.
 
-What is to be told is first written to `<run>/tracking/finish.json`, then carried over by `settle`, which may be called
+What is to be told is first written to `<run>/spool/finish.json`, then carried over by `settle`, which may be called
 again at any time: each part is either the same row at the server or replaced.
 """
 

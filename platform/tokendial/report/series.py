@@ -1,0 +1,97 @@
+"""Results as lines to draw: runs that differ only in their seed are one series with pooled intervals."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from tokendial.curve import CurvePoint, autc
+from tokendial.results import RunResult
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a figure. `seeds` holds each seed's own qualities by count; `twin` is a model of one fixed count."""
+
+    label: str
+    points: dict[int, CurvePoint]
+    trained: tuple[int, ...]
+    twin: bool
+    seeds: tuple[dict[int, float], ...]
+    results: tuple[RunResult, ...]
+
+    @property
+    def counts(self) -> list[int]:
+        return sorted(self.points)
+
+    @property
+    def autc(self) -> float:
+        return autc(self.points)
+
+
+def series_of(results: Sequence[RunResult]) -> list[Series]:
+    """Group results by all but the seed, flexible models first; raises ValueError where grids or metrics differ."""
+    results = [result for result in results if result.curve]
+    if not results:
+        raise ValueError("there is no finished run with a curve among the results")
+    grids = sorted({tuple(sorted(result.curve)) for result in results})
+    metrics = sorted({f"{result.workload} {result.metric} on {result.split}" for result in results})
+    if len(grids) > 1:
+        raise ValueError(f"runs with different evaluation grids are not compared: {[list(grid) for grid in grids]}")
+    if len(metrics) > 1:
+        raise ValueError(f"runs with different metrics are not compared: {metrics}")
+    groups: dict[tuple[object, ...], list[RunResult]] = {}
+    for result in results:
+        groups.setdefault(_identity(result), []).append(result)
+    series = [_pooled(label, group) for label, group in zip(_labels(groups), groups.values(), strict=True)]
+    return sorted(series, key=lambda line: (line.twin, line.trained[-1:] if line.twin else ()))
+
+
+def _identity(result: RunResult) -> tuple[object, ...]:
+    return result.experiment, result.schedule, result.trained_counts, _stem(result)
+
+
+def _stem(result: RunResult) -> str:
+    """The name without what a hash or a seed puts into it, where the seed is known."""
+    return "" if result.seed is not None else result.name
+
+
+def _labels(groups: dict[tuple[object, ...], list[RunResult]]) -> list[str]:
+    """Short names: twins by their count, others by schedule, with the experiment where two would read the same."""
+    short = [_label(group[0]) for group in groups.values()]
+    named = [f"{label} · {group[0].experiment}" for label, group in zip(short, groups.values(), strict=True)]
+    chosen = [name if short.count(label) > 1 else label for label, name in zip(short, named, strict=True)]
+    return [
+        label if chosen.count(label) == 1 else f"{label} · {group[0].name}"
+        for label, group in zip(chosen, groups.values(), strict=True)
+    ]
+
+
+def _label(result: RunResult) -> str:
+    if _is_twin(result):
+        return f"fixed {result.trained_counts[0]}"
+    return result.schedule or result.name
+
+
+def _is_twin(result: RunResult) -> bool:
+    return len(result.trained_counts) == 1 and len(result.curve) > 1
+
+
+def _pooled(label: str, group: list[RunResult]) -> Series:
+    """Means over seeds; half-widths of independent seeds add in quadrature, as resampling (seed, item) pairs does."""
+    points = {count: _pool([result.curve[count] for result in group]) for count in sorted(group[0].curve)}
+    seeds = tuple({count: point.quality for count, point in result.curve.items()} for result in group)
+    return Series(label, points, group[0].trained_counts, _is_twin(group[0]), seeds, tuple(group))
+
+
+def _pool(points: list[CurvePoint]) -> CurvePoint:
+    mean = fmean(point.quality for point in points)
+    below = math.hypot(*(point.quality - point.ci[0] for point in points)) / len(points)
+    above = math.hypot(*(point.ci[1] - point.quality for point in points)) / len(points)
+    return CurvePoint(mean, (mean - below, mean + above), sum(point.n for point in points))
+
+
+def metric_label(series: Sequence[Series]) -> str:
+    """Axis label: the metric and the split it was measured on."""
+    first = series[0].results[0]
+    return f"{first.metric} ({first.split})" if first.split else first.metric
