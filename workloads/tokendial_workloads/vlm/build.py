@@ -60,7 +60,7 @@ def build_model(
         if config.lora is not None:
             add_adapters(model, config.lora)
     if activation_checkpointing:
-        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.model.language_model.activation_checkpointing_enable()
     return model
 
 

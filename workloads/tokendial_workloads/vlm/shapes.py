@@ -1,0 +1,138 @@
+"""Sizes of a tower and a language model, read from a configuration without torch or transformers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokendial.contracts import ModelConfig
+
+_VIT = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "image_size": 224,
+}
+_LANGUAGE = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "tie_word_embeddings": False}
+
+# What transformers fills in where a configuration is silent; a test compares them.
+TOWERS: Mapping[str, Mapping[str, Any]] = {
+    "siglip_vision_model": {**_VIT, "patch_size": 16},
+    "clip_vision_model": {**_VIT, "patch_size": 32},
+    "tokendial_stem": {
+        "hidden_size": 64,
+        "stem_width": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        "num_channels": 3,
+        "image_size": 48,
+        "patch_size": 4,
+    },
+}
+LANGUAGES: Mapping[str, Mapping[str, Any]] = {
+    "llama": {**_LANGUAGE, "intermediate_size": 11008},
+    "qwen2": {**_LANGUAGE, "intermediate_size": 22016, "num_key_value_heads": 32},
+    "qwen3": {**_LANGUAGE, "intermediate_size": 22016, "num_key_value_heads": 32, "head_dim": 128},
+    "mistral": {**_LANGUAGE, "intermediate_size": 14336, "num_key_value_heads": 8},
+}
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    kind: str
+    grid: tuple[int, int]
+    width: int
+    hidden: int
+    num_layers: int
+    num_channels: int
+    patch: int
+    stem_width: int
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens through the blocks: patches and CLIP's class token."""
+        return self.num_patches + (self.kind == "clip_vision_model")
+
+
+@dataclass(frozen=True)
+class LanguageShape:
+    kind: str
+    width: int
+    hidden: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_width: int
+    vocab_size: int
+    tied: bool
+    attention_bias: bool
+    mlp_bias: bool
+
+
+def tower_shape(config: ModelConfig) -> TowerShape:
+    """Sizes of the vision tower; ValueError for a model type or a hub id whose sizes are not known here."""
+    part = config.vision
+    source = part.source or (config.init_from if not part.config else None)
+    kind, values = _read(part.kind, part.config, source, "vision_config", TOWERS)
+    size, patch = values["image_size"], values["patch_size"]
+    if not isinstance(size, int):
+        raise ValueError(f"the cost of a tower is known for square images, got image_size {size}")
+    return TowerShape(
+        kind=kind,
+        grid=(size // patch, size // patch),
+        width=values["hidden_size"],
+        hidden=values["intermediate_size"],
+        num_layers=values["num_hidden_layers"],
+        num_channels=values["num_channels"],
+        patch=patch,
+        stem_width=values.get("stem_width", 0),
+    )
+
+
+def language_shape(config: ModelConfig, vocab_size: int) -> LanguageShape:
+    """Sizes of the language model, with room for a tokenizer of `vocab_size`; ValueError as for the tower."""
+    part = config.language
+    source = part.source or (config.init_from if not part.config else None)
+    kind, values = _read(part.kind, part.config, source, "text_config", LANGUAGES)
+    rows = values.get("vocab_size", vocab_size)
+    heads = values["num_attention_heads"]
+    return LanguageShape(
+        kind=kind,
+        width=values["hidden_size"],
+        hidden=values["intermediate_size"],
+        num_layers=values["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=values.get("num_key_value_heads") or heads,
+        head_width=values.get("head_dim") or values["hidden_size"] // heads,
+        vocab_size=rows if source is None else max(rows, vocab_size),
+        tied=values["tie_word_embeddings"],
+        attention_bias=values.get("attention_bias", False),
+        mlp_bias=values.get("mlp_bias", False),
+    )
+
+
+def _read(
+    kind: str, fields: Mapping[str, Any], source: str | None, part: str, known: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, dict[str, Any]]:
+    """The model type and its values, over the defaults of that type."""
+    found: dict[str, Any] = {}
+    if source is not None:
+        path = Path(source) / "config.json"
+        if not path.is_file():
+            raise ValueError(f"the cost of {source!r} cannot be known without its config.json: give a local folder")
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found = document.get(part, document)
+        kind = found.get("model_type", kind)
+    # The composite's own switch wins where a folder is a LLaVA-layout model; towers of composites keep short names.
+    kind = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}.get(kind, kind)
+    if kind not in known:
+        raise ValueError(f"the cost of model type {kind!r} is not known; known: {', '.join(known)}")
+    return kind, {**known[kind], **found, **fields}
