@@ -13,6 +13,8 @@ from torch import Tensor
 
 from tokendial_kernels.launch import launch_options, on_device_of, with_dense_channels
 
+NUM_WARPS = 8
+
 
 @triton.jit
 def best_match_kernel(
@@ -30,21 +32,25 @@ def best_match_kernel(
 ):
     """Row maxima over one tile of odd tokens, for one tile of even tokens of one item."""
     item = tl.program_id(2).to(tl.int64)
-    even = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
-    odd = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    first_even = tl.program_id(0) * BLOCK_E
+    first_odd = tl.program_id(1) * BLOCK_O
+    even = tl.arange(0, BLOCK_E)
+    odd = tl.arange(0, BLOCK_O)
     channel = tl.arange(0, BLOCK_C)
-    base_ptr = metric_ptr + item * stride_batch
-    even_start = (2 * even).to(tl.int64) * stride_token
-    odd_start = (2 * odd + 1).to(tl.int64) * stride_token
+    even_valid = first_even + even < num_even
+    odd_valid = first_odd + odd < num_odd
+    # 64-bit bases are scalars and offsets within a tile are 32-bit: pointers of whole tiles would spill registers.
+    even_ptr = metric_ptr + item * stride_batch + (2 * first_even).to(tl.int64) * stride_token
+    odd_ptr = metric_ptr + item * stride_batch + (2 * first_odd + 1).to(tl.int64) * stride_token
+    even_offset = 2 * even[:, None] * stride_token + channel[None, :]
+    odd_offset = 2 * odd[None, :] * stride_token + channel[:, None]
     dots = tl.zeros([BLOCK_E, BLOCK_O], tl.float32)
     even_square = tl.zeros([BLOCK_E], tl.float32)
     odd_square = tl.zeros([BLOCK_O], tl.float32)
     for first in range(0, num_channels, BLOCK_C):
         valid = first + channel < num_channels
-        even_mask = (even < num_even)[:, None] & valid[None, :]
-        odd_mask = valid[:, None] & (odd < num_odd)[None, :]
-        even_tile = tl.load(base_ptr + even_start[:, None] + (first + channel)[None, :], mask=even_mask, other=0.0)
-        odd_tile = tl.load(base_ptr + odd_start[None, :] + (first + channel)[:, None], mask=odd_mask, other=0.0)
+        even_tile = tl.load(even_ptr + first + even_offset, mask=even_valid[:, None] & valid[None, :], other=0.0)
+        odd_tile = tl.load(odd_ptr + first + odd_offset, mask=valid[:, None] & odd_valid[None, :], other=0.0)
         dots = tl.dot(even_tile, odd_tile, dots, input_precision="ieee")
         even_wide = even_tile.to(tl.float32)
         odd_wide = odd_tile.to(tl.float32)
@@ -54,11 +60,11 @@ def best_match_kernel(
     even_norm = tl.maximum(tl.sqrt(even_square), 1e-12)
     odd_norm = tl.maximum(tl.sqrt(odd_square), 1e-12)
     cosines = dots / (even_norm[:, None] * odd_norm[None, :])
-    cosines = tl.where((odd < num_odd)[None, :], cosines, -float("inf"))
+    cosines = tl.where(odd_valid[None, :], cosines, -float("inf"))
     best, partner = tl.max(cosines, axis=1, return_indices=True, return_indices_tie_break_left=True)
-    row = (item * tl.num_programs(1) + tl.program_id(1)) * num_even + even
-    tl.store(best_ptr + row, best, mask=even < num_even)
-    tl.store(partner_ptr + row, (tl.program_id(1) * BLOCK_O + partner).to(tl.int64), mask=even < num_even)
+    row = (item * tl.num_programs(1) + tl.program_id(1)) * num_even + first_even + even
+    tl.store(best_ptr + row, best, mask=even_valid)
+    tl.store(partner_ptr + row, (first_odd + partner).to(tl.int64), mask=even_valid)
 
 
 def launch_best_match(metric_BNC: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +73,7 @@ def launch_best_match(metric_BNC: Tensor) -> tuple[Tensor, Tensor]:
     batch, num_tokens, channels = metric_BNC.shape
     num_even, num_odd = num_tokens - num_tokens // 2, num_tokens // 2
     block = 32 if metric_BNC.element_size() == 4 else 64
-    tiles_odd = triton.cdiv(num_odd, block)
+    tiles_odd = -(-num_odd // block)
     best_BTE = torch.empty(batch, tiles_odd, num_even, dtype=torch.float32, device=metric_BNC.device)
     partner_BTE = torch.empty(batch, tiles_odd, num_even, dtype=torch.int64, device=metric_BNC.device)
     with on_device_of(metric_BNC):
@@ -80,7 +86,7 @@ def launch_best_match(metric_BNC: Tensor) -> tuple[Tensor, Tensor]:
             num_even,
             num_odd,
             channels,
-            **launch_options(4, 3, BLOCK_E=block, BLOCK_O=block, BLOCK_C=64),
+            **launch_options(NUM_WARPS, 3, BLOCK_E=block, BLOCK_O=block, BLOCK_C=64),
         )
     best_BE, tile_BE = best_BTE.max(dim=1)
     return best_BE, partner_BTE.gather(1, tile_BE.unsqueeze(1)).squeeze(1)

@@ -46,36 +46,42 @@ def gated_linear_kernel(
     group = tl.program_id(0) // (GROUP_M * tiles_h)
     rest = tl.program_id(0) % (GROUP_M * tiles_h)
     group_size = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
-    row = (group * GROUP_M + rest % group_size) * BLOCK_M + tl.arange(0, BLOCK_M)
-    hidden = (rest // group_size) * BLOCK_H + tl.arange(0, BLOCK_H)
+    first_row = (group * GROUP_M + rest % group_size) * BLOCK_M
+    first_hidden = (rest // group_size) * BLOCK_H
+    row = tl.arange(0, BLOCK_M)
+    hidden = tl.arange(0, BLOCK_H)
     channel = tl.arange(0, BLOCK_C)
-    row_start = row.to(tl.int64) * stride_row
-    gate_start = hidden.to(tl.int64) * stride_gate
-    up_start = hidden.to(tl.int64) * stride_up
+    # 64-bit bases are scalars and offsets within a tile are 32-bit: pointers of whole tiles would spill registers.
+    rows_ptr += first_row.to(tl.int64) * stride_row
+    gate_weight_ptr += first_hidden.to(tl.int64) * stride_gate
+    up_weight_ptr += first_hidden.to(tl.int64) * stride_up
+    row_valid = first_row + row < num_rows
+    hidden_valid = first_hidden + hidden < num_hidden
+    rows_offset = row[:, None] * stride_row + channel[None, :]
+    gate_offset = hidden[None, :] * stride_gate + channel[:, None]
+    up_offset = hidden[None, :] * stride_up + channel[:, None]
     gate = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
     up = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
     for first in range(0, num_channels, BLOCK_C):
         valid = first + channel < num_channels
-        rows_mask = (row < num_rows)[:, None] & valid[None, :]
-        weights_mask = valid[:, None] & (hidden < num_hidden)[None, :]
-        rows = tl.load(rows_ptr + row_start[:, None] + (first + channel)[None, :], mask=rows_mask, other=0.0)
-        gate_tile = tl.load(
-            gate_weight_ptr + gate_start[None, :] + (first + channel)[:, None], mask=weights_mask, other=0.0
-        )
+        rows = tl.load(rows_ptr + first + rows_offset, mask=row_valid[:, None] & valid[None, :], other=0.0)
+        weights_mask = valid[:, None] & hidden_valid[None, :]
+        gate_tile = tl.load(gate_weight_ptr + first + gate_offset, mask=weights_mask, other=0.0)
         gate = tl.dot(rows, gate_tile, gate, input_precision="ieee")
-        up_tile = tl.load(up_weight_ptr + up_start[None, :] + (first + channel)[:, None], mask=weights_mask, other=0.0)
+        up_tile = tl.load(up_weight_ptr + first + up_offset, mask=weights_mask, other=0.0)
         up = tl.dot(rows, up_tile, up, input_precision="ieee")
     if HAS_GATE_BIAS:
-        gate += tl.load(gate_bias_ptr + hidden, mask=hidden < num_hidden, other=0.0).to(tl.float32)[None, :]
+        gate += tl.load(gate_bias_ptr + first_hidden + hidden, mask=hidden_valid, other=0.0).to(tl.float32)[None, :]
     if HAS_UP_BIAS:
-        up += tl.load(up_bias_ptr + hidden, mask=hidden < num_hidden, other=0.0).to(tl.float32)[None, :]
-    offset = row.to(tl.int64)[:, None] * num_hidden + hidden[None, :]
-    mask = (row < num_rows)[:, None] & (hidden < num_hidden)[None, :]
+        up += tl.load(up_bias_ptr + first_hidden + hidden, mask=hidden_valid, other=0.0).to(tl.float32)[None, :]
+    base = first_row.to(tl.int64) * num_hidden + first_hidden
+    offset = row[:, None] * num_hidden + hidden[None, :]
+    mask = row_valid[:, None] & hidden_valid[None, :]
     dtype = hidden_ptr.dtype.element_ty
     if KEEP:
-        tl.store(gate_out_ptr + offset, gate.to(dtype), mask=mask)
-        tl.store(up_out_ptr + offset, up.to(dtype), mask=mask)
-    tl.store(hidden_ptr + offset, (gate * tl.sigmoid(gate) * up).to(dtype), mask=mask)
+        tl.store(gate_out_ptr + base + offset, gate.to(dtype), mask=mask)
+        tl.store(up_out_ptr + base + offset, up.to(dtype), mask=mask)
+    tl.store(hidden_ptr + base + offset, (gate * tl.sigmoid(gate) * up).to(dtype), mask=mask)
 
 
 class Tiling(NamedTuple):
@@ -89,14 +95,14 @@ class Tiling(NamedTuple):
 
 
 def tiling_for(num_rows: int, itemsize: int) -> Tiling:
-    """Narrow hidden tiles for few rows, where weights must stream through every processor; square ones for many."""
+    """Narrow hidden tiles for few rows, so that weights stream through every multiprocessor; taller ones for many."""
     if itemsize == 4:
         return Tiling(32, 32, 32, 4, 2)
     if num_rows <= 64:
         return Tiling(16 if num_rows <= 16 else 64, 32, 128, 4, 4)
     if num_rows <= 512:
         return Tiling(64, 64, 64, 4, 4)
-    return Tiling(128, 128, 64, 8, 3)
+    return Tiling(128, 64, 64, 8, 3)
 
 
 def launch_gated_linear(
