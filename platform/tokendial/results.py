@@ -33,6 +33,7 @@ class RunResult(BaseModel):
     workload: str = Field("", description="workload")
     experiment: str = Field("", description="experiment the configuration came from")
     schedule: str = Field("", description="name of the token schedule")
+    variant: str = Field("", description="hash of the configuration without its seed: equal where only seeds differ")
     trained_counts: tuple[int, ...] = Field((), description="counts the schedule trained at")
     seed: int | None = Field(None, description="seed of initialisation, data order and draws")
     steps: int = Field(0, description="optimizer steps taken")

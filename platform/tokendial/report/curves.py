@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABEL_GAP = 0.045
+SEED_SHIFT = 1.06
 CONFIG = {"displaylogo": False, "responsive": True}
 
 
@@ -85,7 +86,8 @@ def _draw_line(axes: Axes, line: Series, shade: str) -> None:
         axes.plot(count, value, "o", ms=7, mfc=face, mec=shade, mew=1.8, zorder=4)
     if len(line.seeds) > 1:
         for seed in line.seeds:
-            axes.plot(counts, [seed[count] for count in counts], ".", color=shade, ms=4, alpha=0.55, zorder=3)
+            beside = [count * SEED_SHIFT for count in counts]
+            axes.plot(beside, [seed[count] for count in counts], ".", color=shade, ms=4, alpha=0.7, zorder=3)
 
 
 def _dress(axes: Axes, series: Sequence[Series], metric: str, title: str) -> None:
@@ -93,7 +95,7 @@ def _dress(axes: Axes, series: Sequence[Series], metric: str, title: str) -> Non
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, labels=list(map(str, counts)))
     axes.minorticks_off()
-    axes.set_xlim(counts[0] / 1.12, counts[-1] * 1.12)
+    axes.set_xlim(counts[0] / 1.15, counts[-1] * 1.15)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("visual tokens")
     axes.set_ylabel(metric)

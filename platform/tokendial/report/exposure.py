@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,16 +52,28 @@ def _draw_exposure(axes: Axes, schedule: TokenSchedule, horizon: int) -> None:
     heights = [exposure(schedule, horizon, count) for count in counts]
     axes.stairs(heights, edges, baseline=None, color=FLEXIBLE, linewidth=2.6)
     axes.set_xscale("log", base=2)
-    shown = [1, *(count for count in counts[:: max(1, len(counts) // 6)] if count > 1)]
+    shown = _apart([1, *counts])
     axes.set_xticks(shown, labels=list(map(str, shown)))
     axes.minorticks_off()
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("token i of the prefix")
     axes.set_title("Exposure S(i) = P(K ≥ i)", fontsize=12)
     mean = expected_count(schedule, horizon)
+    label = f"E[k] = {mean:.1f}"
     if mean <= counts[-1]:
         axes.axvline(mean, color=MUTED, linewidth=1.2, linestyle=(0, (3, 3)))
-    axes.text(0.03, 0.04, f"E[k] = {mean:.1f} tokens an example", transform=axes.transAxes, color=MUTED, fontsize=11)
+        axes.annotate(label, (mean, 0.05), xytext=(-6, 0), textcoords="offset points", color=MUTED, ha="right")
+    else:
+        axes.text(0.03, 0.04, f"{label}, over several passes", transform=axes.transAxes, color=MUTED)
+
+
+def _apart(counts: Sequence[int]) -> list[int]:
+    """Counts at least a factor of 1.5 apart, the largest among them, so that labels on a log axis do not touch."""
+    chosen: list[int] = []
+    for count in sorted(set(counts), reverse=True):
+        if not chosen or count * 1.5 <= chosen[-1]:
+            chosen.append(count)
+    return chosen[::-1]
 
 
 def _draw_law(axes: Axes, schedule: TokenSchedule, horizon: int) -> None:
@@ -68,21 +81,21 @@ def _draw_law(axes: Axes, schedule: TokenSchedule, horizon: int) -> None:
     laws = [[share / TOTAL for share in schedule.law(step, num)] for step in range(num)]
     x = [step / num for step in range(num)]
     columns = list(zip(*laws, strict=True))
-    axes.stackplot(x, columns, colors=_shades(len(columns)), linewidth=0)
+    axes.stackplot(x, columns, colors=_shades(len(columns)), linewidth=0, antialiased=len(columns) < 20)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_xlabel("training progress")
     axes.set_title("Law over the run", fontsize=12)
     below = 0.0
     for count, share in zip(schedule.counts, laws[-1], strict=True):
-        if share > 0.04:
+        if share > 0.04 or count in (schedule.counts[0], schedule.counts[-1]):
             axes.text(1.02, below + share / 2, str(count), va="center", fontsize=11, clip_on=False)
         below += share
 
 
 def _name_counts(axes: Axes, schedule: TokenSchedule) -> None:
     counts = schedule.counts
-    every = max(1, len(counts) // 10)
+    every = -(-len(counts) // 8)
     axes.set_xticks(range(0, len(counts), every), labels=[str(count) for count in counts[::every]])
 
 

@@ -42,18 +42,18 @@ def series_of(results: Sequence[RunResult]) -> list[Series]:
         raise ValueError(f"runs with different metrics are not compared: {metrics}")
     groups: dict[tuple[object, ...], list[RunResult]] = {}
     for result in results:
-        groups.setdefault(_identity(result), []).append(result)
+        groups.setdefault(_identity(result, results), []).append(result)
     series = [_pooled(label, group) for label, group in zip(_labels(groups), groups.values(), strict=True)]
     return sorted(series, key=lambda line: (line.twin, line.trained[-1:] if line.twin else ()))
 
 
-def _identity(result: RunResult) -> tuple[object, ...]:
-    return result.experiment, result.schedule, result.trained_counts, _stem(result)
-
-
-def _stem(result: RunResult) -> str:
-    """The name without what a hash or a seed puts into it, where the seed is known."""
-    return "" if result.seed is not None else result.name
+def _identity(result: RunResult, among: Sequence[RunResult]) -> tuple[object, ...]:
+    """Equal for runs that differ only in their seed; a run whose seed occurs twice otherwise stands alone."""
+    key = result.experiment, result.schedule, result.trained_counts, result.variant
+    alike = [other for other in among if (other.experiment, other.schedule, other.trained_counts, other.variant) == key]
+    seeds = [other.seed for other in alike]
+    alone = None in seeds or len(set(seeds)) < len(seeds)
+    return (*key, result.name if alone else "")
 
 
 def _labels(groups: dict[tuple[object, ...], list[RunResult]]) -> list[str]:
