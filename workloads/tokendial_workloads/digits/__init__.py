@@ -1,0 +1,1 @@
+"""Mosaics of real handwritten digits with reading, counting and place questions."""

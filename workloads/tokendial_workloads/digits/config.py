@@ -1,0 +1,27 @@
+"""Data settings of the digits workload."""
+
+from typing import Annotated
+
+from pydantic import Field
+from tokendial.contracts import DataConfig
+
+
+class DigitsData(DataConfig):
+    """Null `path`: scikit-learn's 1,797 digits; otherwise a folder with one sub-folder of images per class 0 … 9."""
+
+    text_tokens: Annotated[int, Field(gt=0, strict=True)] = Field(
+        default=56, description="text tokens each example is padded to, placeholders excluded"
+    )
+    turns: Annotated[int, Field(gt=0, le=32, strict=True)] = Field(
+        default=6, description="question and answer turns of a training example; evaluation asks one question at a time"
+    )
+    train_mosaics: Annotated[int, Field(gt=0, strict=True)] = Field(
+        default=131072, description="different mosaics in the training split"
+    )
+    evaluation_mosaics: Annotated[int, Field(gt=0, strict=True)] = Field(
+        default=8192, description="different mosaics in the validation split and in the test split"
+    )
+    evaluation_seed: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=0, description="seed of validation and test mosaics: the same mosaics for every run"
+    )
+    invert: bool = Field(default=False, description="images under `path` are dark ink on a light ground")

@@ -1,0 +1,56 @@
+"""The digits workload as the platform finds it; importing this module imports no torch."""
+
+from typing import Any
+
+from tokendial.contracts import Cost, Data, RunConfig, Task, Workload
+
+from tokendial_workloads.digits.config import DigitsData
+from tokendial_workloads.digits.words import CELLS, GROUPS, OPENING_TOKENS, SPECIALS, TURN_TOKENS, WORDS
+from tokendial_workloads.vlm.cost import ModelCost
+
+
+def check(config: RunConfig[Any]) -> None:
+    """Raise ValueError where the settings cannot work together."""
+    data = config.data
+    if not isinstance(data, DigitsData):
+        raise ValueError(f"the digits workload needs the settings of DigitsData, got {type(data).__name__}")
+    if config.model.language.tokenizer is not None:
+        raise ValueError(
+            f"model.language.tokenizer {config.model.language.tokenizer} cannot be used: digits has a tokenizer of its own"
+        )
+    needed = OPENING_TOKENS + data.turns * TURN_TOKENS
+    if data.text_tokens < needed:
+        raise ValueError(f"data.text_tokens {data.text_tokens} is too small: data.turns {data.turns} needs {needed}")
+    examples = max(config.evaluation.validation_examples, config.evaluation.test_examples)
+    if examples > data.evaluation_mosaics:
+        raise ValueError(
+            f"evaluation asks for {examples} examples; data.evaluation_mosaics is {data.evaluation_mosaics}"
+        )
+
+
+def cost(config: RunConfig[Any]) -> Cost:
+    """Text is padded to `data.text_tokens` beside the image slot; the warm-up head is one matrix on each cell."""
+    vocabulary = len(SPECIALS) + len(WORDS)
+    model = ModelCost(config.model, config.data.text_tokens + 1, vocabulary, config.activation_checkpointing)
+    model.warmup_head_flops = 2.0 * len(CELLS) * model.tower.width * 10
+    return model
+
+
+def load() -> tuple[Data, Task]:
+    from tokendial_workloads.digits.data import DigitsMosaics
+    from tokendial_workloads.digits.task import DigitsTask
+
+    return DigitsMosaics(), DigitsTask()
+
+
+digits = Workload(
+    name="digits",
+    metric="accuracy",
+    licence="BSD-3-Clause (scikit-learn); the images are from the UCI repository, CC BY 4.0",
+    attribution="Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository "
+    "(doi.org/10.24432/C50P49), as shipped with scikit-learn.",
+    check=check,
+    cost=cost,
+    load=load,
+    question_groups=GROUPS,
+)

@@ -1,0 +1,79 @@
+"""Decoding images from strangers: formats by allow-list, size and shape checked from the header, everything to RGB.
+
+PNG, JPEG, WebP and GIF are read, the last two by their first frame. Transparency is laid on white. Palette, grey and
+16-bit grey images become RGB (16 bits keep their upper eight); CMYK is converted without a colour profile; the EXIF
+orientation is applied. Everything else, a truncated file included, is refused with a ValueError of one sentence. The
+decoder for a refused format is never started, so no child process runs.
+"""
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+MAX_BYTES = 32 * 2**20
+MAX_PIXELS = 32 * 2**20
+MAX_ASPECT = 64.0
+
+
+def open_image(path: str | Path, **limits: float) -> Image.Image:
+    """Decode a file; raises ValueError that names it."""
+    file = Path(path)
+    try:
+        return decode_image(file.read_bytes(), **limits)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def decode_image(
+    content: bytes, max_pixels: float = MAX_PIXELS, max_aspect: float = MAX_ASPECT, max_bytes: float = MAX_BYTES
+) -> Image.Image:
+    """RGB image of `content`; raises ValueError where it is not an allowed, whole image within the limits."""
+    if not content:
+        raise ValueError("the image is empty")
+    if len(content) > max_bytes:
+        raise ValueError(f"the image has {len(content)} bytes; at most {int(max_bytes)} are allowed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = _header(content)
+        _check_size(image, max_pixels, max_aspect)
+        try:
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+            raise ValueError(f"the {image.format} image is damaged or truncated: {error}") from error
+
+
+def _header(content: bytes) -> Image.Image:
+    try:
+        return Image.open(BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"the image is not one of {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"the image is too large: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ValueError(f"the image header is damaged: {error}") from error
+
+
+def _check_size(image: Image.Image, max_pixels: float, max_aspect: float) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"the image is {width} × {height} pixels; at most {int(max_pixels)} pixels are allowed")
+    if max(width, height) > max_aspect * min(width, height):
+        raise ValueError(f"the image is {width} × {height} pixels; sides may differ at most {max_aspect:g}-fold")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # convert("L") would clip 16-bit grey at 255
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        ground = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(ground, layered).convert("RGB")
+    return image.convert("RGB")
