@@ -41,8 +41,8 @@ setup: .venv/.ready
 	done
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear .venv
 	echo "set-up: installing pinned packages into .venv (some minutes the first time)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-	  -e '.[train,search,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,search,serve,dev]'
 	$(BIN)/python -m tokendial.environment warm $(WARM_LIMIT_S)
 	touch $@
 	echo "set-up took $$SECONDS s"

@@ -1,0 +1,96 @@
+"""Dependencies point one way, and each foreign system is touched in one place: read from the source with `ast`."""
+
+import ast
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE_ROOTS = ("platform", "workloads", "kernels")
+PACKAGES = {"tokendial", "tokendial_workloads", "tokendial_kernels"}
+
+# Who may import a foreign system: one module or one small package each. `environment` only builds DeepSpeed's operator.
+OWNERS = {
+    "deepspeed": ("tokendial.train", "tokendial.environment"),
+    "mlflow": ("tokendial.tracking",),
+    "optuna": ("tokendial.search",),
+    "ray.serve": ("tokendial.serve",),
+    "ray.train": ("tokendial.train", "tokendial.search"),
+    "ray.tune": ("tokendial.search",),
+    "triton": ("tokendial_kernels",),
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for root in SOURCE_ROOTS:
+        for path in sorted((ROOT / root).rglob("*.py")):
+            parts = path.relative_to(ROOT / root).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports(module: str, path: Path) -> Iterator[str]:
+    """Dotted names a module imports, inside functions and type-checking blocks too."""
+    return imports_of(module, path, ast.walk(ast.parse(path.read_text(), str(path))))
+
+
+def imports_of(module: str, path: Path, nodes: Iterable[ast.AST]) -> Iterator[str]:
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def inside(name: str, owner: str) -> bool:
+    return name == owner or name.startswith(f"{owner}.")
+
+
+MODULES = dict(modules())
+IMPORTS = {module: sorted(set(imports(module, path))) for module, path in MODULES.items()}
+
+
+def test_the_walk_sees_all_three_packages() -> None:
+    assert {module.partition(".")[0] for module in MODULES} == PACKAGES
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if inside(m, "tokendial_kernels")])
+def test_kernels_import_torch_and_triton_only(module: str) -> None:
+    roots = {name.partition(".")[0] for name in IMPORTS[module]}
+    assert roots - sys.stdlib_module_names <= {"torch", "triton", "tokendial_kernels"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if inside(m, "tokendial_workloads")])
+def test_workloads_use_only_contracts_and_schedules_of_the_platform(module: str) -> None:
+    allowed = ("tokendial.contracts", "tokendial.schedule", "tokendial_kernels", "tokendial_workloads")
+    ours = [name for name in IMPORTS[module] if name.partition(".")[0] in PACKAGES]
+    assert [name for name in ours if not any(inside(name, place) for place in allowed)] == []
+    assert [name for name in IMPORTS[module] if name.partition(".")[0] == "ray"] == []
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if inside(m, "tokendial")])
+def test_the_platform_finds_workloads_and_kernels_by_name_only(module: str) -> None:
+    roots = {name.partition(".")[0] for name in IMPORTS[module]}
+    assert not roots & {"tokendial_workloads", "tokendial_kernels"}
+
+
+@pytest.mark.parametrize("system", OWNERS)
+def test_a_foreign_system_is_touched_in_one_place(system: str) -> None:
+    users = [module for module, names in IMPORTS.items() if any(inside(name, system) for name in names)]
+    assert [user for user in users if not any(inside(user, owner) for owner in OWNERS[system])] == []
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    """Counting imports at module level only: those are what breaks."""
+    edges: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        found = imports_of(module, path, ast.parse(path.read_text()).body)
+        targets = {name if name in MODULES else name.rpartition(".")[0] for name in found}
+        edges[module] = (targets & MODULES.keys()) - {module}
+    while leaves := {module for module, targets in edges.items() if not targets & edges.keys()}:
+        edges = {module: targets for module, targets in edges.items() if module not in leaves}
+    assert edges == {}
