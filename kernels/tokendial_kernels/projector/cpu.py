@@ -1,7 +1,8 @@
-"""The projector on a CPU, for inference: SwiGLU rides in the epilogues of oneDNN's matrix products.
+"""The projector on a CPU, for inference: oneDNN's matrix products, with the product by `up` in an epilogue.
 
-oneDNN picks AVX-512 kernels on every vendor's processors, where the default library of F.linear does not, and its fused
-epilogues spare two passes over the hidden rows. Training takes the reference route, which autograd records.
+oneDNN picks AVX-512 kernels on every vendor's processors, where the default library of F.linear does not. SiLU runs in
+place on the gate: its vectorised loop is faster than oneDNN's own epilogue. Training takes the reference route, which
+autograd records.
 """
 
 import torch
@@ -41,6 +42,6 @@ def projector_cpu(
     linear = torch.ops.mkldnn._linear_pointwise
     pooled_BkC = pool_reference(features_BNC, grid, n, method)
     normed_BkC = F.layer_norm(pooled_BkC, (pooled_BkC.shape[2],), norm_weight, norm_bias, eps)
-    activated_BkH = linear(normed_BkC, gate_weight, gate_bias, "swish", [], "")
+    activated_BkH = F.silu(linear(normed_BkC, gate_weight, gate_bias, "none", [], ""), inplace=True)
     hidden_BkH = linear.binary(normed_BkC, activated_BkH, up_weight, up_bias, "mul")
     return linear(hidden_BkH, down_weight, down_bias, "none", [], "")
