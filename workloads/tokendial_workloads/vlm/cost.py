@@ -4,12 +4,14 @@ Counted as executed (1 multiply-add = 2): matrix products, convolutions and full
 included. Backward goes only through trained parts and what they need; attention's backward is 2.5 times its forward,
 because fused attention computes the scores again. Pooling, norms and activations are no matrix products, and what a
 batch computes once whatever its size (the query projector's queries and position keys) is not counted per example.
-Letters: L text tokens, k visual tokens, M = k + L - 1 positions, N patches, C tower width, D language width.
+Letters: L text columns (image slot included), k visual tokens, M = k + L - 1 positions, N patches, C tower width,
+D language width.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from tokendial.contracts import ModelConfig
+from tokendial.contracts import ModelConfig, RunConfig
 
 from .counts import check_count
 from .shapes import LanguageShape, TowerShape, language_shape, tower_shape
@@ -42,14 +44,14 @@ class ModelCost:
     def __init__(
         self,
         model: ModelConfig,
-        text_tokens: int,
+        text_columns: int,
         vocab_size: int,
         activation_checkpointing: bool = False,
         warmup_head_flops: float = 0.0,
     ) -> None:
-        """`text_tokens` is L, the image's slot included; `warmup_head_flops` is forward, per example."""
+        """`text_columns` is L, the image slot included; `warmup_head_flops` is forward, per example."""
         self.model = model
-        self.text_tokens = text_tokens
+        self.text_columns = text_columns
         self.activation_checkpointing = activation_checkpointing
         self.warmup_head_flops = warmup_head_flops
         self.tower: TowerShape = tower_shape(model)
@@ -92,10 +94,10 @@ class ModelCost:
     def _head(self, trained: frozenset[str]) -> Product:
         """Logits are computed at the L text positions only."""
         weight = "language" in trained and self.model.lora is None
-        return Product(self.text_tokens, self.language.width, self.language.vocab_size, bool(trained), weight)
+        return Product(self.text_columns, self.language.width, self.language.vocab_size, bool(trained), weight)
 
     def _attention(self, k: int) -> float:
-        positions = k + self.text_tokens - 1
+        positions = k + self.text_columns - 1
         return 4.0 * positions**2 * self.language.num_heads * self.language.head_width
 
     def _matrices(self) -> list[tuple[int, int]]:
@@ -106,7 +108,7 @@ class ModelCost:
         return [*read, (queries, shape.width), *[(shape.width, shape.hidden)] * 2, (shape.hidden, shape.width)]
 
     def _blocks_forward(self, k: int) -> float:
-        positions, rank = k + self.text_tokens - 1, self.model.lora.rank if self.model.lora else 0
+        positions, rank = k + self.text_columns - 1, self.model.lora.rank if self.model.lora else 0
         sizes = sum(fan_in * fan_out + rank * (fan_in + fan_out) for fan_in, fan_out in self._matrices())
         return self.language.num_layers * (2.0 * positions * sizes + self._attention(k))
 
@@ -114,10 +116,10 @@ class ModelCost:
         """Blocks run again in backward, up to the input of their last product."""
         fan_in, fan_out = self._matrices()[-1]
         last = self.model.lora.rank * fan_out if self.model.lora else fan_in * fan_out
-        return self._blocks_forward(k) - self.language.num_layers * 2.0 * (k + self.text_tokens - 1) * last
+        return self._blocks_forward(k) - self.language.num_layers * 2.0 * (k + self.text_columns - 1) * last
 
     def _blocks_backward(self, k: int, trained: frozenset[str]) -> float:
-        positions, rank = k + self.text_tokens - 1, self.model.lora.rank if self.model.lora else 0
+        positions, rank = k + self.text_columns - 1, self.model.lora.rank if self.model.lora else 0
         adapted = rank > 0 and "language" in trained
         embedded = bool(trained & {"tower", "projector"}) or ("language" in trained and not rank)
         weights = "language" in trained and not rank
@@ -167,6 +169,23 @@ class ModelCost:
         mixing = 1 + (own or from_features)
         products = self._projector_products(k, trained)
         return sum(product.backward for product in products) + (scores + mixing) * self._query_product(k)
+
+
+def vlm_cost(config: RunConfig[Any], vocab_size: int | None = None, warmup_head_flops: float = 0.0) -> ModelCost:
+    """The cost of a run's model; `vocab_size` is the tokenizer's, needed where the configuration does not say it.
+
+    Raises ValueError where sizes cannot be known.
+    """
+    language = config.model.language
+    if vocab_size is None and "vocab_size" not in language.config:
+        raise ValueError("the cost of a model needs vocab_size, from the workload's tokenizer or model.language.config")
+    return ModelCost(
+        config.model,
+        config.data.text_tokens + 1,
+        vocab_size or language.config["vocab_size"],
+        config.activation_checkpointing,
+        warmup_head_flops,
+    )
 
 
 def _stem(tower: TowerShape) -> list[Product]:

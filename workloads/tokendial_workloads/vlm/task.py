@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .build import TextIds, build_model, part_modules
+from .card import Card
 from .decode import greedy, mask_positions
+from .export import export, load
 from .model import TokendialForConditionalGeneration
 from .text import IGNORED, expand_placeholders, prompts, text_labels
 
@@ -23,9 +25,19 @@ from .text import IGNORED, expand_placeholders, prompts, text_labels
 class ImageTextTask:
     """The shared half of a workload's task (contract: tokendial.contracts.Task)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, metric: str, image_token: str = "<image>") -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        metric: str,
+        image_token: str = "<image>",
+        licence: str = "unknown",
+        attribution: str = "",
+    ) -> None:
+        """`licence` and `attribution` are of the data, for the model card; exports carry the tokenizer's template."""
         self.tokenizer = tokenizer
         self.metric = metric
+        self.image_token = image_token
+        self.licence, self.attribution = licence, attribution
         self.ids = TextIds.of(tokenizer, image_token)
 
     def build_model(self, config: RunConfig[Any]) -> TokendialForConditionalGeneration:
@@ -145,6 +157,27 @@ class ImageTextTask:
         """Refused: a workload with a `tower` objective overrides this."""
         raise ValueError(
             "this workload has no warm-up task for the vision tower; drop the stage with objective 'tower'"
+        )
+
+    def export(self, model: nn.Module, config: RunConfig[Any], folder: str) -> None:
+        """Write the Hugging Face folder; ids it generates are those that evaluation gave."""
+        own = _own(model)
+        export(own, self.tokenizer, folder, card=self.card(own, config), image_token=self.image_token)
+
+    def load(self, folder: str) -> TokendialForConditionalGeneration:
+        """Read an exported folder through our own classes, in evaluation mode."""
+        return load(folder)
+
+    def card(self, model: TokendialForConditionalGeneration, config: RunConfig[Any]) -> Card:
+        """What is known of the model before it is scored; `card.card_text` renders it, with a curve if it has one."""
+        return Card(
+            title=config.experiment,
+            licence=self.licence,
+            attribution=self.attribution,
+            metric=self.metric,
+            projector=model.config.projector,
+            trained_counts=tuple(model.config.counts),
+            admissible_counts=model.config.admissible_counts,
         )
 
 
