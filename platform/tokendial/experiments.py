@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -20,16 +20,23 @@ def experiment_names() -> Mapping[str, str]:
 
 def experiment(name: str) -> RunConfig[Any]:
     """The configuration an experiment's function returns; raises ConfigError for an unknown name."""
-    config = _load("experiment", name, "tokendial.experiments")()
+    found = _load("experiment", name, "tokendial.experiments")
+    config = found() if callable(found) else found
+    if not isinstance(config, RunConfig):
+        kind = type(config).__name__
+        raise ConfigError(f"experiment {name!r} gives a {kind}; it must be a function that returns a RunConfig")
     return config.model_copy(update={"experiment": name})
 
 
 def workload(name: str) -> Workload:
     """The workload of a configuration; raises ConfigError for an unknown name."""
-    return _load("workload", name, "tokendial.workloads")
+    found = _load("workload", name, "tokendial.workloads")
+    if not isinstance(found, Workload):
+        raise ConfigError(f"workload {name!r} is a {type(found).__name__}; it must be a Workload")
+    return found
 
 
-def _load(kind: str, name: str, group: str) -> Callable[[], Any] | Any:
+def _load(kind: str, name: str, group: str) -> Any:
     known = {point.name: point for point in entry_points(group=group)}
     if name in known:
         return known[name].load()

@@ -117,6 +117,7 @@ def _parse(overrides: Sequence[str], base: RunConfig[Any]) -> tuple[dict[str, An
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {override!r} is not of the form key=value")
+        key = "schedule" if key == "schedule.preset" else key
         if key in fields or key in presets:
             raise ConfigError(f"duplicate key {key!r}; give each key once")
         value = _value(text)

@@ -100,7 +100,9 @@ class StageConfig(Section):
     name: str = Field(description="name of the stage in metrics")
     share: PositiveFloat = Field(description="share of the run's optimizer steps, relative to the other stages")
     train: tuple[Literal["tower", "projector", "language"], ...] = Field(
-        default=("tower", "projector", "language"), description="parts that are trained; the others are frozen"
+        default=("tower", "projector", "language"),
+        min_length=1,
+        description="parts that are trained; the others are frozen",
     )
     objective: Literal["language", "tower"] = Field(
         default="language",

@@ -6,6 +6,7 @@ from tokendial.contracts import Cost, Data, RunConfig, Task, Workload
 
 from tokendial_workloads.digits.config import DigitsData
 from tokendial_workloads.digits.words import CELLS, GROUPS, OPENING_TOKENS, SPECIALS, TURN_TOKENS, WORDS
+from tokendial_workloads.vlm.admission import check_counts
 from tokendial_workloads.vlm.cost import ModelCost
 
 
@@ -16,8 +17,9 @@ def check(config: RunConfig[Any]) -> None:
         raise ValueError(f"the digits workload needs the settings of DigitsData, got {type(data).__name__}")
     if config.model.language.tokenizer is not None:
         raise ValueError(
-            f"model.language.tokenizer {config.model.language.tokenizer} cannot be used: digits has a tokenizer of its own"
+            f"model.language.tokenizer {config.model.language.tokenizer} is set, but digits has a tokenizer of its own"
         )
+    check_counts(config)
     needed = OPENING_TOKENS + data.turns * TURN_TOKENS
     if data.text_tokens < needed:
         raise ValueError(f"data.text_tokens {data.text_tokens} is too small: data.turns {data.turns} needs {needed}")
