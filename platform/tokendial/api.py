@@ -58,7 +58,7 @@ def evaluate(
 
 
 def twins(model: str, kind: str, seeds: Sequence[int], progress: Progress = _silent) -> RunResult:
-    """Train the fixed-count twins of a run over seeds; its result gains regret and the trained-at × served-at matrix."""
+    """Train the fixed-count twins of a run over seeds; its result gains regret and trained-at × served-at matrix."""
     from tokendial.twins import twins as compare
 
     return compare(runs.find(model), kind=kind, seeds=seeds, progress=progress)

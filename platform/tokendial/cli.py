@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -136,7 +136,8 @@ def report(
 
         results = api.report(runs)
         if json_:
-            print(results[0].to_line() if len(results) == 1 else json.dumps([r.model_dump(mode="json") for r in results]))
+            documents = [result.model_dump(mode="json") for result in results]
+            print(json.dumps(documents[0] if len(documents) == 1 else documents))
             return
         for result in results:
             _print_result(result, json_=False)

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tokendial.schedule.config import ScheduleConfig
+from tokendial.schedule.draw import TokenSchedule
+from tokendial.schedule.stats import expected_passes, mean_law
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[int, Field(ge=0, strict=True)]
@@ -240,6 +242,20 @@ class RunConfig(Section, Generic[D]):
             raise ValueError(
                 f"schedule.stratum {self.schedule.stratum} does not divide global_batch {self.global_batch}"
             )
+        if starved := _starved(self.schedule, self.global_batch):
+            raise ValueError(
+                f"schedule.stratum {self.schedule.stratum} leaves counts {starved} without a share of global_batch "
+                f"{self.global_batch}; use a smaller stratum or a larger batch"
+            )
         if len({stage.name for stage in self.stages}) != len(self.stages) or not self.stages:
             raise ValueError(f"stages need distinct names and at least one stage, got {[s.name for s in self.stages]}")
         return self
+
+
+def _starved(config: ScheduleConfig, global_batch: int) -> list[int]:
+    """Counts that the law draws but that rounding to whole strata never gives an example, at any of 100 points."""
+    if config.mix != "stratified":
+        return []
+    schedule = TokenSchedule(config)
+    rows = zip(config.counts, mean_law(schedule, 100), expected_passes(schedule, 100, global_batch), strict=True)
+    return [count for count, share, given in rows if share and not given]

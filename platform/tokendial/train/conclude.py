@@ -18,7 +18,6 @@ from tokendial.scores import grade
 def example_table(run: Run, config: RunConfig[Any]) -> list[ExampleAnswers]:
     """The first `evaluation.table_examples` questions of the split, answered at every count by the exported model."""
     import torch
-
     from tokendial.train.step import move
 
     wanted = config.evaluation.table_examples

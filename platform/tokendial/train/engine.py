@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tokendial.contracts import RunConfig, StageConfig, Task
+from tokendial.train.step import StepModule
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def engine_config(config: RunConfig[Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def start(
-    module: nn.Module, task: Task, config: RunConfig[Any], stage: StageConfig, dtype: torch.dtype
+    module: StepModule, task: Task, config: RunConfig[Any], stage: StageConfig, dtype: torch.dtype
 ) -> DeepSpeedEngine:
-    """An engine that trains the parts a stage names, with their own peak learning rates; `module` is a StepModule."""
+    """An engine that trains the parts a stage names, with their own peak learning rates."""
     import deepspeed
 
     freeze_all_but(module, task, stage)
@@ -63,21 +64,21 @@ def start(
     return engine
 
 
-def freeze_all_but(module: nn.Module, task: Task, stage: StageConfig) -> None:
+def freeze_all_but(module: StepModule, task: Task, stage: StageConfig) -> None:
     """Take the gradients of parts that the stage does not name; what the model itself froze stays frozen."""
-    for name, part in task.parts(module.model).items():  # type: ignore[arg-type]
+    for name, part in task.parts(module.model).items():
         for parameter in part.parameters():
             parameter.requires_grad_(parameter.requires_grad and name in stage.train)
 
 
 def parameter_groups(
-    module: nn.Module, task: Task, config: RunConfig[Any], stage: StageConfig
+    module: StepModule, task: Task, config: RunConfig[Any], stage: StageConfig
 ) -> list[dict[str, Any]]:
     """One group per part and decay; vectors (norms, biases) do not decay. `peak` is what the loop scales."""
     chosen = config.optimizer
     factors = {"tower": chosen.tower_lr_factor, "projector": chosen.projector_lr_factor, "language": 1.0, "head": 1.0}
-    parts: dict[str, nn.Module] = dict(task.parts(module.model))  # type: ignore[arg-type]
-    if isinstance(module.head, nn.Module):
+    parts = dict(task.parts(module.model))
+    if module.head is not None:
         parts["head"] = module.head
     groups = []
     for name, part in parts.items():
@@ -94,16 +95,21 @@ def parameter_groups(
 def set_rate(engine: DeepSpeedEngine, fraction: float) -> float:
     """Set every group's learning rate to a fraction of its peak; returns the largest."""
     rates = []
-    for group in engine.optimizer.param_groups:  # type: ignore[union-attr]
+    groups: list[dict[str, Any]] = engine.optimizer.param_groups  # pyright: ignore
+    for group in groups:
         group["lr"] = group["peak"] * fraction
         rates.append(group["lr"])
     return max(rates)
 
 
-def grad_norm(engine: DeepSpeedEngine) -> float:
-    """Global gradient norm of the last step, before clipping."""
-    norm = engine.get_global_grad_norm()
-    return float(norm) if norm is not None else float("nan")
+def step(engine: DeepSpeedEngine) -> float:
+    """Take the optimizer's step where the global batch is complete; returns the gradient norm before clipping."""
+    norm = None
+    if engine.zero_optimization_stage() == 0:
+        # Plain data parallelism keeps no norm; after backward its gradients are already reduced.
+        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+    engine.step()
+    return float(engine.get_global_grad_norm() if norm is None else norm)
 
 
 @contextmanager
@@ -111,7 +117,7 @@ def gathered(engine: DeepSpeedEngine) -> Iterator[nn.Module]:
     """The model with all its weights on every rank, whatever the ZeRO stage (collective)."""
     import deepspeed
 
-    model = engine.module.model
+    model = cast(StepModule, engine.module).model
     parameters = list(model.parameters())
     with deepspeed.zero.GatheredParameters(parameters, enabled=engine.zero_optimization_stage() == 3):
         yield model
@@ -130,9 +136,9 @@ def save(engine: DeepSpeedEngine, folder: Path, state: Mapping[str, Any]) -> Non
 
 def restore(engine: DeepSpeedEngine, folder: Path, universal: bool) -> Mapping[str, Any]:
     """Read back what `save` wrote; `universal` reads the converted form for another world size or stage."""
-    engine._config.load_universal_checkpoint = universal  # type: ignore[attr-defined]
+    engine._config.load_universal_checkpoint = universal  # pyright: ignore[reportOptionalMemberAccess]
     path, state = engine.load_checkpoint(str(folder), tag="universal" if universal else "engine")
-    if path is None:
+    if path is None or state is None:
         raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
     return state
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from tokendial import metrics
 from tokendial.contracts import Batch, Cost, Data, Example, RunConfig, Task
 from tokendial.ledger import Ledger
 from tokendial.schedule import Plan, TokenSchedule
@@ -87,10 +88,7 @@ def run_stage(job: Job, engine: DeepSpeedEngine, stage: StagePlan, state: State,
         targets, text = _agree(job, state, plan, micro)
         fraction = rate(job.config.optimizer, state.step - stage.start, stage.stop - stage.start)
         learning_rate = ds.set_rate(engine, fraction)
-        loss = _passes(job, engine, stage, state, plan, micro, targets)
-        norm = ds.grad_norm(engine)
-        if job.config.optimizer.clip and not math.isfinite(norm):
-            raise NonFinite(state.index, "gradient")
+        loss, norm = _passes(job, engine, stage, state, plan, micro, targets)
         seconds = time.perf_counter() - began
         _account(job, stage, state, plan, text, seconds)
         state.step += 1
@@ -170,8 +168,8 @@ def _passes(
     plan: Plan | None,
     micro: Sequence[Batch],
     targets: int,
-) -> float:
-    """Forward, backward and the optimizer step; returns the loss per answer token of the global batch, in nats."""
+) -> tuple[float, float]:
+    """Forward, backward and the optimizer step; returns loss per answer token of the global batch and gradient norm."""
     total = torch.zeros((), device=job.device)
     train_tower = "tower" in stage.config.train
     # DeepSpeed averages over ranks and passes; the loss is a sum over the global batch.
@@ -179,13 +177,16 @@ def _passes(
     for number, batch in enumerate(micro):
         loss, sums = engine(batch, _todo(job, plan, number), train_tower)
         engine.backward(loss * scale)
-        total += torch.stack(sums).sum() / (_repeats(plan))
-        if number == len(micro) - 1:
-            mean = all_sum([total.item()], job)[0] / targets
-            if not math.isfinite(mean):
-                raise NonFinite(state.index, "loss")
-        engine.step()
-    return mean
+        total += torch.stack(sums).sum() / _repeats(plan)
+        if number < len(micro) - 1:
+            engine.step()
+    mean = all_sum([total.item()], job)[0] / targets
+    if not math.isfinite(mean):
+        raise NonFinite(state.index, "loss")
+    norm = ds.step(engine)
+    if not math.isfinite(norm):
+        raise NonFinite(state.index, "gradient")
+    return mean, norm
 
 
 def _todo(job: Job, plan: Plan | None, number: int) -> list[Work] | None:
@@ -240,12 +241,12 @@ def _account(
 def _metrics(
     job: Job, plan: Plan | None, loss: float, norm: float, learning_rate: float, seconds: float, text: Sequence[int]
 ) -> dict[str, float]:
-    found = {"loss": loss, "lr": learning_rate, "step_seconds": seconds}
-    found["examples_per_second"] = job.config.global_batch / seconds
-    if math.isfinite(norm):
-        found["grad_norm"] = norm
+    found = {metrics.LOSS: loss, metrics.LEARNING_RATE: learning_rate, metrics.STEP_SECONDS: seconds}
+    found[metrics.GRAD_NORM] = norm
     if plan is not None:
         visual = sum(len(group.positions) * group.count for group in plan.groups)
-        found["tokens_per_second"] = (visual + sum(text)) / seconds
-        found["count"] = visual / sum(len(group.positions) for group in plan.groups)
+        found[metrics.TOKENS_PER_SECOND] = (visual + sum(text)) / seconds
+        found[metrics.COUNT] = visual / sum(len(group.positions) for group in plan.groups)
+        if len(plan.groups) == 1:
+            found[metrics.count_loss(plan.groups[0].count)] = loss
     return found

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from statistics import median
 
 import torch
-
 from tokendial.contracts import Batch, StageConfig
 from tokendial.train.engine import freeze_all_but
 from tokendial.train.loop import Job

@@ -14,10 +14,11 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train import CheckpointUploadMode, FailureConfig, ScalingConfig
+from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from tokendial import environment
+from tokendial.failures import WorkFailed
 from tokendial.train.worker import Order, Seat, work
 
 COLLECTIVE_TIMEOUT_S = 120
@@ -82,16 +83,25 @@ def train(order: Order, workers: int, max_failures: int, tracking: Mapping[str, 
     watcher.start()
     try:
         trainer.fit()
+    except TrainingFailedError as error:
+        message = f"training failed after {max_failures} restarts: {_cause(error)}; logs are in {folder}/logs"
+        raise WorkFailed(message) from error
     finally:
         stop.set()
         watcher.join()
-        ray.kill(board)
+        ray.kill(board)  # pyright: ignore[reportArgumentType]
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of the first worker's traceback, which names what went wrong."""
+    lines = [line for line in str(error).split("[Rank")[1 if "[Rank" in str(error) else 0].splitlines() if line.strip()]
+    return lines[-1].strip()[:500]
 
 
 def _watch(board: Any, progress: Progress, stop: threading.Event) -> None:
     last: dict[str, Any] = {}
     while not stop.wait(POLL_S):
-        latest = ray.get(board.read.remote())
+        latest: dict[str, Any] = ray.get(board.read.remote())  # pyright: ignore[reportAssignmentType]
         if latest != last:
             progress(latest)
             last = latest
@@ -109,7 +119,7 @@ def _worker(payload: dict[str, Any]) -> None:
     _log_to(Path(order.folder) / "logs", rank)
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     tracking = payload["tracking"]
-    writer = MetricWriter(tracking["uri"], tracking["run_id"], Path(order.folder) / "spool") if rank == 0 else None
+    writer = MetricWriter(tracking["uri"], tracking["run_id"], Path(order.folder) / "tracking") if rank == 0 else None
 
     def progress(latest: Mapping[str, Any]) -> None:
         if rank == 0:
@@ -118,10 +128,9 @@ def _worker(payload: dict[str, Any]) -> None:
     seat = Seat(
         rank=rank,
         world=context.get_world_size(),
-        device=ray.train.torch.get_device(),
+        device=get_device(),
         log=lambda step, metrics: writer.log(step, metrics) if writer else None,
         progress=progress,
-        saved=_saved,
     )
     try:
         work(order, seat)
@@ -131,12 +140,6 @@ def _worker(payload: dict[str, Any]) -> None:
             (Path(order.folder) / "tracking.json").write_text(
                 json.dumps({"seconds_on_caller": writer.seconds_on_caller}), "utf-8"
             )
-
-
-def _saved(folder: Path, step: int) -> None:
-    """Tell Ray of a checkpoint that is already where it belongs."""
-    checkpoint = ray.train.Checkpoint.from_directory(str(folder))
-    ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
 
 def _log_to(folder: Path, rank: int) -> None:

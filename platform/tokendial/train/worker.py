@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from tokendial import metrics
 from tokendial.experiments import workload
 from tokendial.ledger import Ledger
 from tokendial.resolve import from_document
 from tokendial.schedule import TokenSchedule
+from tokendial.schedule.draw import mix64, stream_key
 from tokendial.scores import Scores, gather, grade
 from tokendial.train import checkpoint as ck
 from tokendial.train import engine as ds
@@ -51,7 +53,6 @@ class Seat:
     device: torch.device
     log: Callable[[int, Mapping[str, float]], None]
     progress: Callable[[Mapping[str, Any]], None]
-    saved: Callable[[Path, int], None]
 
 
 def work(order: Order, seat: Seat) -> None:
@@ -143,6 +144,7 @@ def _engine(job: Job, plan: StagePlan, weights: Path | None) -> DeepSpeedEngine:
     model = job.task.build_model(job.config)
     if weights is not None:
         model.load_state_dict(load_file(weights))
+    torch.manual_seed(mix64(job.config.seed, stream_key("head")) >> 1)
     head = job.task.warmup_head(job.config) if plan.config.objective == "tower" else None
     module = StepModule(job.task, model, head, job.config.schedule.distil).to(job.device)
     module.train()
@@ -161,10 +163,11 @@ def _reporter(
 ) -> Callable[[State, Mapping[str, float]], None]:
     every, validate = job.config.checkpoint.every, job.config.evaluation.every
 
-    def after_step(state: State, metrics: Mapping[str, float]) -> None:
+    def after_step(state: State, measured: Mapping[str, float]) -> None:
         if seat.rank == 0:
-            seat.log(state.step, metrics)
-            seat.progress({"stage": plan.config.name, "step": state.step, "total": total, **metrics})
+            seat.log(state.step, measured)
+            shown = {name.removeprefix("train/"): value for name, value in measured.items()}
+            seat.progress({"stage": plan.config.name, "step": state.step, "total": total, **shown})
         if state.step % every == 0 and state.step < plan.stop:
             _save_exact(job, seat, engine, state, number, root, writer)
         if validate and state.step % validate == 0 and plan.config.objective == "language":
@@ -198,7 +201,6 @@ def _save_exact(
     _barrier(seat)
     if writer is not None:
         writer.commit(folder, _manifest(job, state, "exact", stage))
-    seat.saved(folder, state.step)
 
 
 def _save_weights(
@@ -240,7 +242,7 @@ def _validate(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State) -> No
     sums = all_sum([x for k in graded for x in (sum(g.quality for g in graded[k]), len(graded[k]))], job)
     if seat.rank == 0:
         quality = {k: sums[2 * i] / sums[2 * i + 1] for i, k in enumerate(graded)}
-        seat.log(state.step, {f"validation/quality/k{k}": value for k, value in quality.items()})
+        seat.log(state.step, {metrics.validation_quality(k): value for k, value in quality.items()})
 
 
 def finish(job: Job, order: Order, seat: Seat, root: Path) -> None:
