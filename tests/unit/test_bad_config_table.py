@@ -69,6 +69,10 @@ BAD = {
         ["schedule.mix=stratified", "schedule.stratum=24", "micro_batch=4"],
         ["schedule.stratum", "24", "global_batch", "32"],
     ),
+    "stratum that starves a count": (
+        ["schedule.mix=stratified", "schedule.stratum=16", "micro_batch=8"],
+        ["schedule.stratum", "16", "[4]", "global_batch", "32"],
+    ),
     # phases
     "phases overlap": ([PHASES % (0.7, 0.5)], ["schedule.phases", "overlap", "0.7", "0.5"]),
     "phases repeat an end": ([PHASES % (1, 1)], ["schedule.phases", "overlap"]),
