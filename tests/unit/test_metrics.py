@@ -1,0 +1,55 @@
+"""One naming scheme: every name fits it, and the final curve has a point per count."""
+
+import pytest
+from tokendial import metrics
+from tokendial.curve import CurvePoint
+from tokendial.ledger import Ledger
+
+CURVE = {4: CurvePoint(0.3, (0.2, 0.4), 10), 64: CurvePoint(0.9, (0.8, 1.0), 10)}
+
+
+def test_the_curve_is_logged_with_step_as_count():
+    rows = metrics.curve_metrics(CURVE, step=1500)
+    assert [(step, values.get("curve/quality")) for step, values in rows] == [(4, 0.3), (64, 0.9), (1500, None)]
+    assert rows[-1][1] == {"quality/k4": 0.3, "quality/k64": 0.9, "autc": pytest.approx(0.6)}
+
+
+def test_the_ledger_is_named_by_noun_and_count():
+    ledger = Ledger(price_per_hour=1.0)
+    ledger.add(64, visual_tokens=640, steps=1)
+    values = metrics.ledger_metrics(ledger)
+    assert values["ledger/visual_tokens/k64"] == values["ledger/visual_tokens"] == 640
+    assert values["ledger/money"] == 0
+    assert "ledger/money" not in metrics.ledger_metrics(Ledger())
+
+
+def test_every_name_fits_the_scheme():
+    constants = [value for key, value in vars(metrics).items() if key.isupper() and isinstance(value, str)]
+    ledger = Ledger(price_per_hour=1.0)
+    ledger.add(4, flops=1.0)
+    made = [metrics.stage_loss("warm-up"), metrics.count_loss(4), metrics.validation_quality(4), metrics.regret(4)]
+    made += [metrics.group_quality("Where is it?", 4), *metrics.ledger_metrics(ledger)]
+    assert len(constants) > 10
+    assert [name for name in [*constants, *made] if not metrics.NAME.fullmatch(name)] == []
+
+
+def test_every_prometheus_metric_explains_itself():
+    for name, metric in metrics.PROMETHEUS.items():
+        assert name == metric.name
+        assert metric.help
+        assert "run" in metric.labels
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "boundaries"),
+    [
+        ("tokendial_train_speed", "gauge", ()),
+        ("train_step_seconds", "gauge", ()),
+        ("tokendial_train_tokens_total", "gauge", ()),
+        ("tokendial_train_step_seconds", "counter", ()),
+        ("tokendial_train_step_seconds", "histogram", ()),
+    ],
+)
+def test_a_name_that_breaks_the_scheme_is_refused(name: str, kind, boundaries: tuple[float, ...]):
+    with pytest.raises(ValueError, match=name):
+        metrics.PrometheusMetric(name, kind, "help", (), boundaries)

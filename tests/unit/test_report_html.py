@@ -1,0 +1,97 @@
+"""Reports are single files that need no network, escape what they show, and group runs by seed."""
+
+import re
+from pathlib import Path
+
+import pytest
+from report_samples import examples, name, result, scores, with_twins
+from tokendial.curve import CurvePoint, autc
+from tokendial.report import compare_report, curve_html, examples_html, matrix_html
+from tokendial.report.comparison import paired_tests
+from tokendial.report.series import series_of
+from tokendial.results import ExampleAnswers
+
+FETCHED = re.compile(r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=(?!["']?data:)""")
+
+
+def assert_offline(html: str) -> None:
+    """Tags of the page itself load nothing; plotly's own source is one inline script."""
+    outside = re.sub(r"<script\b[^>]*>.*?</script>", "<script></script>", html, flags=re.DOTALL)
+    assert FETCHED.search(outside) is None
+    assert re.search(r"<script[^>]+src=", html) is None
+
+
+def test_runs_that_differ_in_their_seed_are_one_line():
+    series = series_of([result(16, 0), result(None, 0), result(16, 1), result(None, 1)])
+    assert [(line.label, len(line.seeds), line.twin) for line in series] == [
+        ("tokenflex", 2, False),
+        ("fixed 16", 2, True),
+    ]
+    half = [line.points[16].ci[1] - line.points[16].ci[0] for line in (series[0], series_of([result(None, 0)])[0])]
+    assert half[0] < half[1]
+
+
+def test_two_runs_of_one_seed_are_not_taken_for_seeds():
+    other = result(None, 0).model_copy(update={"name": "me.digits.other"})
+    series = series_of([result(None, 0), other])
+    assert [len(line.seeds) for line in series] == [1, 1]
+    assert len({line.label for line in series}) == 2
+
+
+def test_variants_of_one_experiment_stay_apart():
+    runs = [result(None, s).model_copy(update={"variant": v, "name": f"{v}{s}"}) for s in (0, 1) for v in ("a", "b")]
+    assert sorted(len(line.seeds) for line in series_of(runs)) == [2, 2]
+
+
+def test_different_grids_or_metrics_are_not_compared():
+    points = {4: CurvePoint(0.5, (0.4, 0.6), 10)}
+    other = result(16, 0).model_copy(update={"curve": points, "autc": autc(points)})
+    with pytest.raises(ValueError, match="different evaluation grids are not compared"):
+        series_of([result(None, 0), other])
+    with pytest.raises(ValueError, match="different metrics are not compared"):
+        series_of([result(None, 0), result(16, 0).model_copy(update={"split": "validation"})])
+    with pytest.raises(ValueError, match="no finished run with a curve"):
+        series_of([])
+
+
+def test_the_comparison_is_one_offline_file_with_plotly_once():
+    runs = [with_twins(), *(result(twin, seed) for twin in (4, 16, 144) for seed in (0, 1, 2))]
+    html = compare_report(runs)
+    assert_offline(html)
+    assert html.count("plotly.js v") == 1
+    assert html.count("Plotly.newPlot(") >= 3
+    for part in ("Summary", "Quality and cost", "Trained at × served at", "fixed 144", "no paired test"):
+        assert part in html
+
+
+def test_the_comparison_tests_pairs_where_answers_are_at_hand():
+    runs = [result(twin, seed) for twin in (None, 16) for seed in (0, 1)]
+    answers = {name(twin, seed): scores(twin, seed) for twin in (None, 16) for seed in (0, 1)}
+    tests = paired_tests(series_of(runs), answers)["fixed 16"]
+    assert tests[144].ci[0] > 0.5
+    assert sorted(tests[None].per_seed) == [0, 1]
+    html = compare_report(runs, answers)
+    assert "tokenflex minus the others" in html
+    assert "no paired test" not in html
+
+
+def test_answers_are_coloured_and_escaped(tmp_path: Path):
+    html = examples_html(examples(), tmp_path / "examples.html").read_text("utf-8")
+    assert_offline(html)
+    assert html.count("data:image/png;base64,") == 4
+    assert '<td class="wrong">&lt;8&gt;</td>' in html
+    assert '<td class="right">3</td>' in html
+    assert "<8>" not in html
+
+
+def test_examples_that_depend_on_the_count_come_first(tmp_path: Path):
+    steady = ExampleAnswers(b"", "steady?", "1", {4: "1", 16: "1"}, {4: 1.0, 16: 1.0})
+    html = examples_html([steady, *examples(1)], tmp_path / "examples.html").read_text("utf-8")
+    assert html.index("which digit is in row 0?") < html.index("steady?")
+
+
+@pytest.mark.parametrize("which", ["curve", "matrix"])
+def test_interactive_figures_are_self_contained(which: str, tmp_path: Path):
+    run, path = with_twins(), tmp_path / f"{which}.html"
+    written = curve_html([run], path) if which == "curve" else matrix_html(run.matrix, path)  # pyright: ignore[reportArgumentType]
+    assert_offline(written.read_text("utf-8"))
