@@ -261,13 +261,15 @@ def _print_next(result: RunResult) -> None:
     from tokendial.runs import find
 
     uri = find(result.name).record.tracking_uri
-    say: Callable[[str], None] = lambda text: console.print(text, soft_wrap=True, highlight=False)
-    say("")
-    for name, path in result.figures.items():
-        say(f"{name + ':':<14}{_relative(path)}")
-    say(f"{'model:':<14}{_relative(result.model_dir or '')}")
-    say(f"{'compare runs:':<14}mlflow ui --backend-store-uri {uri}")
-    say(f"{'next:':<14}tokendial eval {result.name} --counts 1,4,9,16")
+    lines = {
+        **{name: _relative(path) for name, path in result.figures.items()},
+        "model": _relative(result.model_dir or ""),
+        "compare runs": f"mlflow ui --backend-store-uri {uri}",
+        "next": f"tokendial eval {result.name} --counts 1,4,9,16",
+    }
+    console.print()
+    for name, text in lines.items():
+        console.print(f"{name + ':':<15}{text}", soft_wrap=True, highlight=False)
 
 
 def _relative(path: str) -> str:

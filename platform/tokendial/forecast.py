@@ -1,4 +1,4 @@
-"""What a run will do and cost before it starts: draws simulated, FLOPs added up, a short probe of this machine timed."""
+"""What a run will do and cost before it starts: draws simulated, FLOPs added up, this machine timed by a probe."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def forecast(config: RunConfig[Any]) -> dict[str, Any]:
 
 
 def _drawn(config: RunConfig[Any], steps: int) -> Mapping[str, int]:
-    first, span = language_span(stage_plans(config, steps))
+    _, span = language_span(stage_plans(config, steps))
     schedule = TokenSchedule(config.schedule)
     drawn: dict[str, int] = {}
     for step in range(span):

@@ -62,9 +62,8 @@ def _train_all(
     slots = max(1, ray_trainer.cluster_cpus() // workers)
     board = _Board(len(configs), progress)
     with ThreadPoolExecutor(slots) as pool:
-        tasks = {
-            key: pool.submit(_one, train, config, board, key) for key, config in sorted(configs.items(), key=_large_first)
-        }
+        ordered = sorted(configs.items(), key=_large_first)
+        tasks = {key: pool.submit(_one, train, config, board, key) for key, config in ordered}
     failed = {key: error for key, task in tasks.items() if (error := task.exception()) is not None}
     if failed:
         key, error = next(iter(failed.items()))

@@ -68,10 +68,10 @@ def _draw_exposure(axes: Axes, schedule: TokenSchedule, horizon: int) -> None:
 
 
 def _apart(counts: Sequence[int]) -> list[int]:
-    """Counts at least a factor of 1.5 apart, the largest among them, so that labels on a log axis do not touch."""
+    """Counts at least a factor of 2 apart, the largest among them, so that labels on a log axis do not touch."""
     chosen: list[int] = []
     for count in sorted(set(counts), reverse=True):
-        if not chosen or count * 1.5 <= chosen[-1]:
+        if not chosen or 2 * count <= chosen[-1]:
             chosen.append(count)
     return chosen[::-1]
 

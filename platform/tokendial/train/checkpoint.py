@@ -1,7 +1,7 @@
 """Checkpoints of a run: folders of files whose manifest, written last, is the commit.
 
-A checkpoint is `exact` (everything a bit-equal resume needs, written by the engine) or `weights` (between stages and at
-the end: the model's tensors as safetensors). A folder without a manifest, or whose files differ from it, is passed over.
+A checkpoint is `exact` (everything a bit-equal resume needs, written by the engine) or `weights` (between stages and
+at the end: the model's tensors as safetensors). A folder without a manifest, or unlike it, is passed over.
 """
 
 import hashlib

@@ -107,9 +107,10 @@ def step(engine: DeepSpeedEngine) -> float:
     norm = None
     if engine.zero_optimization_stage() == 0:
         # Plain data parallelism keeps no norm; after backward its gradients are already reduced.
-        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
+        module = cast(StepModule, engine.module)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     engine.step()
-    return float(engine.get_global_grad_norm() if norm is None else norm)
+    return float(cast(float, engine.get_global_grad_norm() if norm is None else norm))
 
 
 @contextmanager

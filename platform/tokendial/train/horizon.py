@@ -1,6 +1,5 @@
 """What a run will do before it does it: stages as step ranges, the horizon of a FLOP or token bound, the forecast."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,9 +92,13 @@ def horizon(config: RunConfig[Any], cost: Cost) -> int:
         return budget.steps
     if budget.horizon is not None:
         return budget.horizon
-    within: Callable[[int], bool] = lambda steps: _within(run_cost(config, cost, steps), budget.flops, budget.tokens)
+
+    def within(steps: int) -> bool:
+        spent = run_cost(config, cost, steps)
+        return spent.flops <= budget.flops if budget.flops is not None else spent.tokens <= (budget.tokens or 0)
+
     if not within(1):
-        raise ValueError(f"budget {budget.flops or budget.tokens:g} is less than one step costs: {run_cost(config, cost, 1)}")
+        raise ValueError(f"budget {budget.flops or budget.tokens:g} is less than one step costs")
     low, high = 1, 2
     while within(high):
         low, high = high, high * 2
@@ -105,10 +108,6 @@ def horizon(config: RunConfig[Any], cost: Cost) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if within(middle) else (low, middle)
     return low
-
-
-def _within(spent: Spent, flops: float | None, tokens: int | None) -> bool:
-    return spent.flops <= flops if flops is not None else spent.tokens <= (tokens or 0)
 
 
 def _executed(config: RunConfig[Any], plan: Plan) -> list[tuple[int, int, int | None]]:

@@ -115,7 +115,7 @@ def _stages(
     state.skipped |= skipped
     start = 0 if found is None else found.manifest.stage
     for number, plan in enumerate(plans[start:], start):
-        exact = found if found is not None and (found.manifest.kind, found.manifest.stage) == ("exact", number) else None
+        exact = found if found and (found.manifest.kind, found.manifest.stage) == ("exact", number) else None
         weights = _weights_for(number, order, root) if exact is None else None
         engine = _engine(job, plan, weights)
         if exact is not None:
