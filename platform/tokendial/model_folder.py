@@ -88,4 +88,4 @@ def check_digests(folder: Path) -> None:
     found = digests(folder)
     for name in sorted(recorded.keys() | found.keys()):
         if recorded.get(name) != found.get(name):
-            raise ConfigError(f"{folder / name} is not as it was exported: its SHA-256 differs, or it is missing or new")
+            raise ConfigError(f"{folder / name} is not as it was exported: missing, new or of another SHA-256")
