@@ -47,6 +47,7 @@ class TokendialModel(LlavaModel):
         """Patch features [I, N, C] of images [I, 3, H, W]."""
         drop_first = self.config.vision_feature_select_strategy == "default"
         layer: Any = self.config.vision_feature_layer
+        pixel_values = pixel_values.to(self.vision_tower.dtype)
         features_INC = tower_features(self.vision_tower, pixel_values, layer, drop_first)
         if features_INC.shape[1] != self.config.image_seq_length:
             raise ValueError(

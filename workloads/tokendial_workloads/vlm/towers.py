@@ -77,7 +77,7 @@ class StemTower(PreTrainedModel):
             )
         maps_BSHW = F.gelu(self.conv_1(pixel_values))
         maps_BDHW = self.conv_3(F.gelu(self.conv_2(maps_BSHW)))
-        x_BND = maps_BDHW.flatten(2).transpose(1, 2) + self.positions_ND
+        x_BND = maps_BDHW.flatten(2).transpose(1, 2) + self.positions_ND.to(maps_BDHW.dtype)
         hidden_states = [x_BND]
         for layer in self.layers:
             x_BND = layer(x_BND)
