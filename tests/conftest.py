@@ -11,7 +11,10 @@ import pytest
 from tokendial import environment
 
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# On every system this keeps a local cluster's servers on 127.0.0.1; Ray reads it when it is imported.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["TOKENDIAL_HOME"] = tempfile.mkdtemp(prefix="tokendial-tests-")
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 atexit.register(shutil.rmtree, os.environ["TOKENDIAL_HOME"], ignore_errors=True)
 environment.apply()
 
@@ -28,13 +31,28 @@ def ray_cluster() -> Iterator[str]:
     """One local Ray cluster of two CPUs for the whole session, started by the first test that asks for it."""
     import ray
 
-    ray.init(
+    context = ray.init(
         num_cpus=2,
-        _node_ip_address="127.0.0.1",
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=200 * 1024 * 1024,
         runtime_env={"env_vars": environment.worker_environment()},
     )
-    yield ray.get_runtime_context().gcs_address
+    yield context.address_info["address"]
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def _gloo_group() -> Iterator[None]:
+    import torch.distributed as dist
+
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def worker_process(_gloo_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process as the only training worker: a gloo group of one, and what a launcher tells DeepSpeed."""
+    monkeypatch.setenv("LOCAL_RANK", "0")
