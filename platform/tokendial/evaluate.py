@@ -13,6 +13,7 @@ from tokendial.experiments import ConfigError, workload
 from tokendial.model_folder import read_card
 from tokendial.resolve import from_document
 from tokendial.results import RunResult
+from tokendial.runs import config_hash
 from tokendial.scores import Scores, gather, grade
 
 SPLITS = ("test", "validation")
@@ -56,6 +57,7 @@ def evaluate(
         workload=card.workload,
         experiment=config.experiment,
         schedule=config.schedule.preset,
+        variant=config_hash(config, without="seed"),
         trained_counts=card.trained_counts,
         seed=config.seed,
         model_dir=str(folder.resolve()),

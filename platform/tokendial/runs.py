@@ -112,13 +112,17 @@ def home() -> Path:
 
 def run_name(config: RunConfig[Any], user: str | None = None) -> str:
     """`user.experiment.hash`, the hash over everything that a resumed run must share."""
-    document = config.model_dump(mode="json", exclude=VOLATILE)
+    experiment = re.sub(r"[^A-Za-z0-9.-]", "-", config.experiment)
+    return f"{user or user_name()}.{experiment}.{config_hash(config)}"
+
+
+def config_hash(config: RunConfig[Any], without: str | None = None) -> str:
+    """8 hex digits over the configuration, what may change on resume and the field `without` left out."""
+    document = config.model_dump(mode="json", exclude=VOLATILE | ({without} if without else set()))
     document["data"].pop("path", None)
     document["data"].pop("num_workers", None)
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    experiment = re.sub(r"[^A-Za-z0-9.-]", "-", config.experiment)
-    return f"{user or user_name()}.{experiment}.{digest}"
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def create(name: str, config: RunConfig[Any], identity: Identity, parent: str | None = None) -> Run:

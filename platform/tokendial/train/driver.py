@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,15 @@ def _tracked(
     from tokendial.tracking.server import TrackingUnavailable
 
     uri = config.tracking.uri or default_uri(runs.home())
-    progress({"stage": "data"})
-    data, _ = workload(config.workload).load()
-    digests = data.digests(config)
+    progress({"stage": "preparing"})
+    environment.apply()
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(_digests, config)
+        # Ray's processes end with the thread that starts them, so that must be the caller's.
+        from tokendial.train import ray_trainer
+
+        ray_trainer.connect()
+        digests = reading.result()
     try:
         run_id = open_run(
             config, who, uri, run.folder, digests=digests, parent_run_id=parent, forked_from=run.record.parent
@@ -114,11 +121,9 @@ def _train(
     run: Run, config: RunConfig[Any], uri: str, run_id: str | None, weights: Path | None, progress: Progress
 ) -> None:
     progress({"stage": "starting workers"})
-    environment.apply()
     from tokendial.train import ray_trainer
     from tokendial.train.worker import Order
 
-    ray_trainer.connect()
     cpus = ray_trainer.cluster_cpus()
     if config.workers > cpus:
         raise ConfigError(f"workers {config.workers} is more than the {cpus} CPUs of the Ray cluster")
@@ -130,6 +135,12 @@ def _train(
     )
     tracking = {"uri": uri, "run_id": run_id}
     ray_trainer.train(order, config.workers, config.max_failures, tracking, progress)
+
+
+def _digests(config: RunConfig[Any]) -> Mapping[str, str]:
+    """Digests of the data, read while Ray comes up."""
+    data, _ = workload(config.workload).load()
+    return data.digests(config)
 
 
 def conclude(
@@ -171,6 +182,7 @@ def conclude(
         workload=config.workload,
         experiment=config.experiment,
         schedule=config.schedule.preset,
+        variant=runs.config_hash(config, without="seed"),
         trained_counts=config.schedule.counts,
         seed=config.seed,
         steps=ledger.steps,
