@@ -1,4 +1,4 @@
-"""Which route a tensor takes: the Triton kernel on CUDA where triton is installed, the library route elsewhere."""
+"""Which route a tensor takes: the Triton kernel on CUDA where triton is installed, a library route elsewhere."""
 
 from importlib.util import find_spec
 
@@ -6,12 +6,20 @@ import torch
 from torch import Tensor
 
 HAS_TRITON = find_spec("triton") is not None
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def runs_kernel(tensor: Tensor) -> bool:
     """True for CUDA tensors of a dtype the kernels accumulate exactly enough (float64 takes the library route)."""
     return HAS_TRITON and tensor.is_cuda and tensor.dtype in KERNEL_DTYPES
+
+
+def runs_onednn(tensor: Tensor) -> bool:
+    """True for float32 on a CPU with oneDNN, outside of torch.compile (which picks its own products)."""
+    if torch.compiler.is_compiling() or not HAS_ONEDNN:
+        return False
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from tokendial_kernels.bipartite_merge.cpu import best_match_cpu
 from tokendial_kernels.bipartite_merge.merge import Merge
 from tokendial_kernels.bipartite_merge.op import best_match_op
-from tokendial_kernels.bipartite_merge.reference import best_match_reference
 from tokendial_kernels.route import runs_kernel
 from tokendial_kernels.validation import check_floating
 
@@ -26,7 +26,7 @@ def bipartite_merge(metric_BNC: Tensor, r: int) -> Merge:
         nothing_BR = torch.empty(batch, 0, dtype=torch.int64, device=device)
         return Merge.of(nothing_BR, nothing_BR, num_tokens)
     with torch.no_grad():
-        best_match = best_match_op if runs_kernel(metric_BNC) else best_match_reference
+        best_match = best_match_op if runs_kernel(metric_BNC) else best_match_cpu
         best_BE, partner_BE = best_match(metric_BNC)
         even_BR = best_BE.topk(r, dim=1).indices
         return Merge.of(2 * even_BR, 2 * partner_BE.gather(1, even_BR) + 1, num_tokens)

@@ -39,25 +39,29 @@ class Merge:
     def merge(self, features_BNC: Tensor, sizes_BN: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return merged features [B, M, C], the size-weighted means, and their sizes [B, M]; sizes default to 1."""
         self._check("features_BNC", features_BNC, self.row_BN.shape[1])
+        wide = torch.float64 if features_BNC.dtype == torch.float64 else torch.float32
+        weighted_BNC = features_BNC.to(wide)
         if sizes_BN is None:
             sizes_BN = features_BNC.new_ones(self.row_BN.shape)
-        elif sizes_BN.shape != self.row_BN.shape:
+        elif sizes_BN.shape == self.row_BN.shape:
+            weighted_BNC = weighted_BNC * sizes_BN.to(wide).unsqueeze(2)
+        else:
             raise ValueError(f"sizes_BN has shape {tuple(sizes_BN.shape)}; admissible: {tuple(self.row_BN.shape)}")
-        wide = torch.float64 if features_BNC.dtype == torch.float64 else torch.float32
-        batch, num_kept, channels = *self.kept_BM.shape, features_BNC.shape[2]
-        sizes_wide_BN = sizes_BN.to(wide)
-        sums_BMC = torch.zeros(batch, num_kept, channels, dtype=wide, device=features_BNC.device).scatter_add(
-            1, self.row_BN.unsqueeze(2).expand(-1, -1, channels), features_BNC.to(wide) * sizes_wide_BN.unsqueeze(2)
-        )
-        sizes_BM = torch.zeros(batch, num_kept, dtype=wide, device=features_BNC.device).scatter_add(
-            1, self.row_BN, sizes_wide_BN
-        )
-        return (sums_BMC / sizes_BM.unsqueeze(2)).to(features_BNC.dtype), sizes_BM.to(sizes_BN.dtype)
+        sizes_BM1 = self._sum_rows(sizes_BN.to(wide).unsqueeze(2))
+        merged_BMC = self._sum_rows(weighted_BNC) / sizes_BM1
+        return merged_BMC.to(features_BNC.dtype), sizes_BM1.squeeze(2).to(sizes_BN.dtype)
 
     def unmerge(self, merged_BMC: Tensor) -> Tensor:
         """Give every token [B, N, C] the features of the row that it went into."""
         self._check("merged_BMC", merged_BMC, self.kept_BM.shape[1])
-        return merged_BMC.gather(1, self.row_BN.unsqueeze(2).expand(-1, -1, merged_BMC.shape[2]))
+        return _take(merged_BMC, self.row_BN)
+
+    def _sum_rows(self, values_BNC: Tensor) -> Tensor:
+        """Sum the sources into their rows, touching only the tokens that survive or move."""
+        kept_BMC = _take(values_BNC, self.kept_BM)
+        index = _flat(self.row_BN.gather(1, self.source_BR), self.kept_BM.shape[1])
+        moved_RC = _take(values_BNC, self.source_BR).flatten(0, 1)
+        return kept_BMC.flatten(0, 1).index_add(0, index, moved_RC).view_as(kept_BMC)
 
     def _check(self, name: str, features: Tensor, num_rows: int) -> None:
         check_floating(name, features, 3)
@@ -66,3 +70,15 @@ class Merge:
             raise ValueError(f"{name} has shape {tuple(features.shape)}; admissible: {admissible}")
         if features.device != self.row_BN.device:
             raise ValueError(f"{name} is on {features.device}; admissible: {self.row_BN.device}, where the match is")
+
+
+def _flat(index_BK: Tensor, num_rows: int) -> Tensor:
+    """Indices [B * K] into the rows of all items in one line."""
+    item_B1 = torch.arange(index_BK.shape[0], device=index_BK.device).unsqueeze(1)
+    return (index_BK + item_B1 * num_rows).flatten()
+
+
+def _take(values_BNC: Tensor, index_BK: Tensor) -> Tensor:
+    """Rows [B, K, C] at the indices; whole rows move at once, which a gather over channels does not do on a CPU."""
+    rows_KC = values_BNC.flatten(0, 1).index_select(0, _flat(index_BK, values_BNC.shape[1]))
+    return rows_KC.view(*index_BK.shape, values_BNC.shape[2])

@@ -38,5 +38,7 @@ def gather_prune(features_BNC: Tensor, scores_BN: Tensor, budget: int | Sequence
             raise ValueError(f"budget is {each!r}; admissible: an integer from 1 to {num_tokens}, the number of tokens")
     with torch.no_grad():
         positions_BK = top_positions(scores_BN, budgets)
-    gather = gather_op if runs_kernel(features_BNC) else gather_reference
-    return Pruned(gather(features_BNC, positions_BK), positions_BK)
+    if runs_kernel(features_BNC):
+        return Pruned(gather_op(features_BNC, positions_BK), positions_BK)
+    has_empty = min(budgets) < max(budgets)
+    return Pruned(gather_reference(features_BNC, positions_BK, has_empty), positions_BK)

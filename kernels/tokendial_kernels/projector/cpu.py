@@ -11,16 +11,6 @@ from torch import Tensor
 
 from tokendial_kernels.pool.reference import pool_reference
 
-HAS_ONEDNN = torch.backends.mkldnn.is_available()
-
-
-def runs_fused_cpu(features_BNC: Tensor, *weights: Tensor) -> bool:
-    """True for float32 on a CPU with oneDNN, contiguous weights, outside of torch.compile (which fuses on its own)."""
-    if torch.compiler.is_compiling() or not HAS_ONEDNN:
-        return False
-    on_cpu = features_BNC.device.type == "cpu" and features_BNC.dtype == torch.float32
-    return on_cpu and all(weight.is_contiguous() for weight in weights)
-
 
 def projector_cpu(
     features_BNC: Tensor,

@@ -1,0 +1,43 @@
+"""Cross entropy over a large vocabulary: Liger-Kernel's on CUDA where it is installed, PyTorch's elsewhere.
+
+Liger computes the gradient in the forward pass, in the logits' own memory, so the logits must not be used afterwards.
+Losses are summed in float32 here because Liger keeps them in the dtype of the logits.
+Shapes: T tokens, V vocabulary.
+"""
+
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokendial_kernels.validation import check_choice, check_floating
+
+HAS_LIGER = find_spec("liger_kernel") is not None
+
+
+def cross_entropy(
+    logits_TV: Tensor,
+    labels_T: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: Literal["none", "sum", "mean"] = "sum",
+) -> Tensor:
+    """Return the loss in float32: [T] for "none", else a scalar; "mean" is over the labels that are not ignored."""
+    check_floating("logits_TV", logits_TV, 2)
+    check_choice("reduction", reduction, ("none", "sum", "mean"))
+    if labels_T.shape != logits_TV.shape[:1] or labels_T.dtype != torch.int64:
+        found = f"shape {tuple(labels_T.shape)} and dtype {labels_T.dtype}"
+        raise ValueError(f"labels_T has {found}; admissible: ({logits_TV.shape[0]},) and torch.int64")
+    if labels_T.device != logits_TV.device:
+        raise ValueError(f"labels_T is on {labels_T.device}; admissible: {logits_TV.device}, the device of logits_TV")
+    if not (HAS_LIGER and logits_TV.is_cuda):
+        return F.cross_entropy(logits_TV.float(), labels_T, ignore_index=ignore_index, reduction=reduction)
+    from liger_kernel.ops import LigerCrossEntropyFunction  # pyright: ignore[reportMissingImports]
+
+    losses_T = LigerCrossEntropyFunction.apply(logits_TV, labels_T, None, ignore_index, 0.0, 0.0, "none")[0].float()
+    if reduction == "none":
+        return losses_T
+    total = losses_T.sum()
+    return total if reduction == "sum" else total / (labels_T != ignore_index).sum()
