@@ -52,6 +52,7 @@ def evaluate(
         autc_ci=curve.autc_ci,
         curve=curve.points,
         groups=group_quality(scores.items),
+        extras={name: dict(line) for name, line in scores.extras.items()},
         metric=card.metric,
         split=split,
         workload=card.workload,

@@ -28,6 +28,7 @@ class RunResult(BaseModel):
     autc_ci: Interval | None = Field(default=None, description="95 % interval of `autc`")
     curve: dict[int, CurvePoint] = Field(default_factory=dict, description="quality at each count of the grid")
     groups: dict[str, dict[int, float]] = Field(default_factory=dict, description="quality by question type and count")
+    extras: dict[str, dict[int, float]] = Field(default_factory=dict, description="secondary measures by count")
     metric: str = Field(default="", description="primary metric that quality is")
     split: str = Field(default="", description="split the curve was measured on")
     workload: str = Field(default="", description="workload")

@@ -19,12 +19,16 @@ Graded = dict[int, list[Grade]]
 
 @dataclass(frozen=True)
 class Scores:
-    """Every answer of a model on a split: at each count, one grade per question in the same order."""
+    """Every answer of a model on a split: at each count, one grade per question in the same order.
+
+    `extras` are means of secondary measures by name and count.
+    """
 
     split: str
     items: ItemScores
     targets: Sequence[str]
     predictions: Mapping[int, Sequence[str]]
+    extras: Mapping[str, Mapping[int, float]]
 
     def write(self, path: Path) -> None:
         quality = {str(k): list(v) for k, v in self.items.quality.items()}
@@ -35,6 +39,7 @@ class Scores:
             "quality": quality,
             "targets": list(self.targets),
             "predictions": {str(k): list(v) for k, v in self.predictions.items()},
+            "extras": {name: {str(k): v for k, v in line.items()} for name, line in self.extras.items()},
         }
         write_atomically(path, json.dumps(document))
 
@@ -44,7 +49,8 @@ class Scores:
         quality = {int(k): v for k, v in document["quality"].items()}
         items = ItemScores(document["sources"], quality, document["groups"])
         predictions = {int(k): v for k, v in document["predictions"].items()}
-        return cls(document["split"], items, document["targets"], predictions)
+        extras = {name: {int(k): v for k, v in line.items()} for name, line in document["extras"].items()}
+        return cls(document["split"], items, document["targets"], predictions, extras)
 
 
 def grade(
@@ -87,4 +93,8 @@ def gather(shares: Sequence[Graded], split: str) -> Scores:
     quality = {count: [grade.quality for grade in merged[count]] for count in counts}
     items = ItemScores([grade.source for grade in first], quality, [grade.group for grade in first])
     predictions = {count: [grade.prediction for grade in merged[count]] for count in counts}
-    return Scores(split, items, [grade.target for grade in first], predictions)
+    extras = {
+        name: {count: sum(grade.extra[name] for grade in merged[count]) / len(first) for count in counts}
+        for name in first[0].extra
+    }
+    return Scores(split, items, [grade.target for grade in first], predictions, extras)

@@ -6,7 +6,7 @@ Shapes: B examples, N patches, D tower width, L text tokens, k visual tokens, V 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ Batch = dict[str, Any]
 class Grade:
     """How one answer did: `quality` in [0, 1], a `group` (question type) and the `source` item bootstraps resample.
 
-    `row` is the example's row in its batch and `question` its text, for tables that people look at.
+    `extra` holds secondary measures by name; `row` is the example's row in its batch and `question` its text, for
+    tables that people look at.
     """
 
     quality: float
@@ -30,6 +31,7 @@ class Grade:
     source: str
     prediction: str
     target: str
+    extra: Mapping[str, float] = field(default_factory=dict)
     row: int = 0
     question: str = ""
 

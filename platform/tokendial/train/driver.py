@@ -177,6 +177,7 @@ def conclude(
         autc_ci=curve.autc_ci,
         curve=curve.points,
         groups=group_quality(scores.items),
+        extras={name: dict(line) for name, line in scores.extras.items()},
         metric=chosen.metric,
         split=scores.split,
         workload=config.workload,

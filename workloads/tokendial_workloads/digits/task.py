@@ -55,6 +55,8 @@ class DigitsTask(ImageTextTask):
         rows = text_tensors([[turn] for _, turn in asked], batch["input_ids"].shape[1], features.device)
         answers = self.answers(model, features[row_T], rows, k, max_new_tokens)
         return [
-            Grade(float(answer == turn.answer), turn.group, source, answer, turn.answer)
-            for answer, (source, turn) in zip(answers, asked, strict=True)
+            Grade(
+                float(answer == turn.answer), turn.group, source, answer, turn.answer, row=row, question=turn.question
+            )
+            for answer, row, (source, turn) in zip(answers, row_T.tolist(), asked, strict=True)
         ]
