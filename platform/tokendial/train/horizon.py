@@ -122,9 +122,10 @@ def _executed(config: RunConfig[Any], plan: Plan) -> list[tuple[int, int, int | 
 
 def _padded(config: RunConfig[Any], plan: Plan) -> list[tuple[int, int, int | None]]:
     """Per-example counts run as one masked pass at the largest count of each micro-batch."""
-    count_at = {position: group.count for group in plan.groups for position in group.positions}
-    rows, batch = config.rows, config.global_batch
-    teachers = {group.teacher_count for group in plan.groups} - {None}
-    teacher = max((t for t in teachers if t is not None), default=None)
-    passes = [max(count_at[p] for p in range(start, start + rows)) for start in range(0, batch, rows)]
-    return [(count, rows, None if teacher is None or teacher == count else teacher) for count in passes]
+    at = {position: group for group in plan.groups for position in group.positions}
+    found = []
+    for start in range(0, config.global_batch, config.rows):
+        chosen = [at[position] for position in range(start, start + config.rows)]
+        teacher = next((group.teacher_count for group in chosen if group.teacher_count), None)
+        found.append((max(group.count for group in chosen), config.rows, teacher))
+    return found

@@ -120,7 +120,7 @@ def _batches(job: Job, state: State, stage: StagePlan) -> Iterator[Batch]:
     )
     loader = DataLoader(
         job.examples,  # pyright: ignore[reportArgumentType]
-        batch_sampler=list(indices),
+        batch_sampler=indices,  # pyright: ignore[reportArgumentType]
         collate_fn=job.data.collate,
         num_workers=config.data.num_workers,
     )

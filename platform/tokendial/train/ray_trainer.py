@@ -75,7 +75,7 @@ def train(order: Order, workers: int, max_failures: int, tracking: Mapping[str, 
             name=f"ray-{time.time_ns():x}",
             storage_path=str(folder / "ray"),
             failure_config=FailureConfig(max_failures=max_failures),
-            worker_runtime_env={"env_vars": environment.worker_environment()},
+            worker_runtime_env=_worker_runtime_env(),
         ),
     )
     stop = threading.Event()
@@ -90,6 +90,11 @@ def train(order: Order, workers: int, max_failures: int, tracking: Mapping[str, 
         stop.set()
         watcher.join()
         ray.kill(board)  # pyright: ignore[reportArgumentType]
+
+
+def _worker_runtime_env() -> dict[str, Any] | None:
+    """Variables for workers of a cluster that was there before; one started here has inherited them."""
+    return {"env_vars": environment.worker_environment()} if os.environ.get("RAY_ADDRESS") else None
 
 
 def _cause(error: BaseException) -> str:

@@ -3,8 +3,9 @@
 Rows and counts come from the plan of the global batch; normalisation over it belongs to the loop.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,28 +85,34 @@ class StepModule(nn.Module):
         expanded = self._task.expand(rows, work.count)
         valid = None if work.valid_B is None else torch.tensor(work.valid_B, device=features.device)
         logits = self._task.logits(self.model, features, expanded, work.count, valid)
-        if work.rows is None:
+        if work.rows is None and valid is None:
             known[work.count] = logits.detach()
-        loss, plain = self._cross_entropy(logits, expanded, work.weight_B)
+        loss, plain = _weighted(self._task.loss, work.weight_B, expanded, logits)
         if work.teacher is not None and self._distil is not None:
             teacher = known.get(work.teacher) if work.rows is None else None
             if teacher is None:
                 with torch.no_grad():
                     wider = self._task.expand(rows, work.teacher)
                     teacher = self._task.logits(self.model, features, wider, work.teacher)
-            penalty = self._task.distil(logits, teacher, rows, self._distil.temperature)
-            loss = loss + self._distil.weight * work.weight_B[0] * penalty
+            penalty, _ = _weighted(partial(self._divergence, self._distil.temperature), work.weight_B, rows, logits, teacher)
+            loss = loss + self._distil.weight * penalty
         return loss, plain
 
-    def _cross_entropy(self, logits: Tensor, expanded: Batch, weight_B: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-        if len(set(weight_B)) == 1:
-            loss = self._task.loss(logits, expanded)
-            return weight_B[0] * loss, loss.detach()
-        weighted, plain = logits.new_zeros(()), logits.new_zeros(())
-        for row, weight in enumerate(weight_B):
-            loss = self._task.loss(logits[row : row + 1], select(expanded, (row,)))
-            weighted, plain = weighted + weight * loss, plain + loss.detach()
-        return weighted, plain
+    def _divergence(self, temperature: float, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return self._task.distil(student, teacher, batch, temperature)
+
+
+def _weighted(
+    measure: Callable[..., Tensor], weight_B: tuple[float, ...], batch: Batch, *logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Σ weight · measure over rows, and the plain sum without gradient; row by row only where weights differ."""
+    if len(set(weight_B)) == 1:
+        loss = measure(*logits, batch)
+        return weight_B[0] * loss, loss.detach()
+    each_B = torch.stack(
+        [measure(*(x[row : row + 1] for x in logits), select(batch, (row,))) for row in range(len(weight_B))]
+    )
+    return (each_B * each_B.new_tensor(weight_B)).sum(), each_B.sum().detach()
 
 
 def select(batch: Batch, rows: Sequence[int]) -> Batch:
