@@ -57,7 +57,7 @@ def p99(taken: list[float]) -> float:
 def test_a_server_killed_in_the_middle_gets_every_point_once(server: Server, run_dir: Path):
     run_id = open_run(config(), IDENTITY, server.uri, run_dir)
     assert run_id is not None
-    writer = MetricWriter(server.uri, run_id, run_dir / "spool", interval_s=0.1)
+    writer = MetricWriter(server.uri, run_id, run_dir / "tracking", interval_s=0.1)
     taken = log_steps(writer, range(300), pause_s=0.002)
     server.kill()
     taken += log_steps(writer, range(300, 600), pause_s=0.005)
@@ -79,7 +79,7 @@ def test_a_server_away_at_the_start_gets_the_whole_run_later(tmp_path: Path, run
     start = time.monotonic()
     assert open_run(config(), IDENTITY, away, run_dir) is None
     assert time.monotonic() - start < 5
-    writer = MetricWriter(away, None, run_dir / "spool", interval_s=0.1)
+    writer = MetricWriter(away, None, run_dir / "tracking", interval_s=0.1)
     log_steps(writer, range(50))
     assert not writer.close()
     assert not finish(away, run_dir, result(run_dir, None))
@@ -107,7 +107,7 @@ def test_a_broken_server_neither_stalls_nor_loses(how: int | None, tmp_path: Pat
     run_id = open_run(config(), IDENTITY, store, run_dir)
     assert run_id is not None
     with failing_server(how) as uri:
-        writer = MetricWriter(uri, run_id, run_dir / "spool", interval_s=0.05)
+        writer = MetricWriter(uri, run_id, run_dir / "tracking", interval_s=0.05)
         taken = log_steps(writer, range(200), pause_s=0.001)
         start = time.monotonic()
         assert not writer.close(timeout_s=2)
@@ -143,12 +143,12 @@ def test_a_killed_writer_leaves_a_journal_that_the_next_one_completes(tmp_path: 
     store = fresh_store(tmp_path / "store")
     run_id = open_run(config(), IDENTITY, store, run_dir)
     assert run_id is not None
-    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), store, run_id, str(run_dir / "spool")]
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(KILLED), store, run_id, str(run_dir / "tracking")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdout is not None
         assert victim.stdout.readline() == "ready\n"
         os.kill(victim.pid, signal.SIGKILL)
-    writer = MetricWriter(store, run_id, run_dir / "spool", interval_s=0.05)
+    writer = MetricWriter(store, run_id, run_dir / "tracking", interval_s=0.05)
     log_steps(writer, range(300, 900))
     assert writer.close()
     assert logged_steps(store, run_id) == list(range(900))
@@ -156,9 +156,9 @@ def test_a_killed_writer_leaves_a_journal_that_the_next_one_completes(tmp_path: 
 
 def test_a_full_spool_drops_and_counts(run_dir: Path):
     with failing_server(500) as uri:
-        writer = MetricWriter(uri, "0" * 32, run_dir / "spool", interval_s=0.05, cap_bytes=2000)
+        writer = MetricWriter(uri, "0" * 32, run_dir / "tracking", interval_s=0.05, cap_bytes=2000)
         log_steps(writer, range(500))
         assert not writer.close(timeout_s=2)
-    kept = (run_dir / "spool" / "metrics.jsonl").read_bytes()
+    kept = (run_dir / "tracking" / "metrics.jsonl").read_bytes()
     assert len(kept) <= 2000
     assert writer.dropped == 1000 - 2 * len(kept.splitlines())

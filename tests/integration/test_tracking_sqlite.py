@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from tokendial.contracts import TrackingConfig
+from tokendial.curve import ItemScores, regret, served_matrix
 from tokendial.results import ExampleAnswers
 from tokendial.runs import VOLATILE
+from tokendial.tracking import unsettled
 from tokendial.tracking.finish import finish, settle
 from tokendial.tracking.opening import MAX_VALUE_CHARS, flatten, open_run
 from tokendial.tracking.server import connect
@@ -35,7 +37,7 @@ def history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
 
 
 def write(uri: str, run_id: str | None, run_dir: Path, steps: range) -> MetricWriter:
-    writer = MetricWriter(uri, run_id, run_dir / "spool", interval_s=0.05)
+    writer = MetricWriter(uri, run_id, run_dir / "tracking", interval_s=0.05)
     for step in steps:
         writer.log(step, {"train/loss": 1 / (step + 1), "train/count": 4})
     return writer
@@ -88,7 +90,7 @@ def test_a_param_that_changed_keeps_its_value_and_gains_a_tag(uri: str, run_dir:
 
 def test_a_run_whose_answer_was_lost_is_found_by_its_key(uri: str, run_dir: Path):
     first = open_run(config(), IDENTITY, uri, run_dir)
-    (run_dir / "spool" / "link.json").unlink()
+    (run_dir / "tracking" / "link.json").unlink()
     assert open_run(config(), IDENTITY, uri, run_dir) == first
 
 
@@ -157,7 +159,7 @@ def test_a_resumed_run_on_a_machine_without_the_journal_writes_each_step_once(ur
 
 def test_values_that_are_not_finite_are_logged(uri: str, run_dir: Path):
     run_id = open_run(config(), IDENTITY, uri, run_dir)
-    writer = MetricWriter(uri, run_id, run_dir / "spool", interval_s=0.05)
+    writer = MetricWriter(uri, run_id, run_dir / "tracking", interval_s=0.05)
     writer.log(1, {"train/loss": float("nan"), "train/grad_norm": float("inf")})
     assert writer.close()
     assert history(uri, run_id or "", "train/loss")[0][1] != history(uri, run_id or "", "train/loss")[0][1]
@@ -165,7 +167,7 @@ def test_values_that_are_not_finite_are_logged(uri: str, run_dir: Path):
 
 
 def test_a_name_outside_the_scheme_is_refused_at_once(uri: str, run_dir: Path):
-    writer = MetricWriter(uri, "0" * 32, run_dir / "spool")
+    writer = MetricWriter(uri, "0" * 32, run_dir / "tracking")
     with pytest.raises(ValueError, match="'Train loss' does not fit the naming scheme"):
         writer.log(0, {"Train loss": 1.0})
     writer.close()
@@ -199,10 +201,37 @@ def test_finishing_twice_adds_nothing(uri: str, run_dir: Path):
     for _ in range(2):
         assert finish(uri, run_dir, result(run_dir, run_id))
     assert settle(uri, run_dir)
+    assert not unsettled(run_dir / "tracking")
     client = connect(uri)
+    assert client.get_run(run_id).info.status == "FINISHED"
     assert history(uri, run_id, "curve/quality") == [(4, 0.3), (16, 0.96)]
     assert len(history(uri, run_id, "ledger/flops")) == 1
     assert len(client.search_logged_models([client.get_run(run_id).info.experiment_id])) == 1
+
+
+def test_a_repeat_after_a_lost_answer_adds_nothing(uri: str, run_dir: Path):
+    run_id = open_run(config(), IDENTITY, uri, run_dir) or ""
+    assert finish(uri, run_dir, result(run_dir, run_id))
+    for tag in ("tokendial.curve", "tokendial.ledger"):
+        connect(uri).delete_tag(run_id, tag)
+    (run_dir / "tracking" / "finished.json").rename(run_dir / "tracking" / "finish.json")
+    assert settle(uri, run_dir)
+    assert history(uri, run_id, "curve/quality") == [(4, 0.3), (16, 0.96)]
+    assert len(history(uri, run_id, "ledger/flops")) == 1
+
+
+def test_twins_trained_later_add_regret_and_matrix(uri: str, run_dir: Path):
+    run_id = open_run(config(), IDENTITY, uri, run_dir) or ""
+    first = result(run_dir, run_id)
+    assert finish(uri, run_dir, first)
+    answers = {seed: ItemScores(["a", "b"], {4: [0.0, 1.0], 16: [1.0, 1.0]}) for seed in (0, 1)}
+    matrix = served_matrix(answers, {4: answers})
+    later = first.model_copy(update={"regret": regret(answers, {4: answers}), "matrix": matrix, "twins": "steps"})
+    assert finish(uri, run_dir, later)
+    assert history(uri, run_id, "regret/k4") == [(4, 0.0)]
+    assert history(uri, run_id, "curve/quality") == [(4, 0.3), (16, 0.96)]
+    assert "tables/matrix.json" in {item.path for item in connect(uri).list_artifacts(run_id, "tables")}
+    assert connect(uri).get_run(run_id).info.status == "FINISHED"
 
 
 def test_a_failed_run_keeps_its_error(uri: str, run_dir: Path):
@@ -221,7 +250,7 @@ def test_a_run_that_goes_on_is_not_finished(uri: str, run_dir: Path):
 def test_system_metrics_carry_the_node_and_continue_on_resume(uri: str, run_dir: Path):
     run_id = open_run(config(), IDENTITY, uri, run_dir) or ""
     for _ in range(2):
-        assert SystemMonitor(uri, run_id, run_dir / "spool", node="node 1", interval_s=30).stop()
+        assert SystemMonitor(uri, run_id, run_dir / "tracking", node="node 1", interval_s=30).stop()
     steps = [step for step, _ in history(uri, run_id, "system/node-1/cpu_utilization_percentage")]
     assert steps == [0, 1]
 

@@ -10,6 +10,7 @@ from tokendial.curve import ItemScores, served_matrix, token_curve
 from tokendial.report import curve_png, exposure_png, matrix_png
 from tokendial.report.curves import spread
 from tokendial.report.palette import colours
+from tokendial.report.series import series_of
 from tokendial.schedule import PRESETS, TokenSchedule, preset
 
 
@@ -29,6 +30,12 @@ def test_one_run_is_drawn(tmp_path: Path):
 def test_twins_over_seeds_are_drawn_together(tmp_path: Path):
     runs = [result(twin, seed) for twin in (None, 4, 16, 144) for seed in (0, 1)]
     assert_drawn(curve_png(runs, tmp_path / "curve.png"))
+
+
+def test_a_run_with_twins_is_drawn_with_their_curves(tmp_path: Path):
+    run = with_twins(seeds=(0, 1))
+    assert [line.label for line in series_of([run])] == ["tokenflex", "fixed 4", "fixed 16", "fixed 144"]
+    assert_drawn(curve_png([run], tmp_path / "curve.png"))
 
 
 def test_a_grid_of_one_count_is_drawn(tmp_path: Path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tokendial.tracking.journal import Journal, Record, read_metrics
-from tokendial.tracking.uri import artifact_root, default_uri, redact, scrub
+from tokendial.tracking.uri import artifact_root, default_uri, redact, resolve_uri, scrub
 
 
 def records(steps: range) -> list[Record]:
@@ -98,3 +98,27 @@ def test_the_default_store_and_its_artifacts_lie_together(tmp_path: Path):
     assert uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert artifact_root(uri) == f"file://{tmp_path}/mlartifacts"
     assert artifact_root("http://127.0.0.1:5000") is None
+
+
+def test_an_address_is_the_configured_one_then_the_environments_then_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert resolve_uri(None, tmp_path) == default_uri(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
+    assert resolve_uri(None, tmp_path) == "http://tracker:5000"
+    assert resolve_uri("https://other", tmp_path) == "https://other"
+
+
+def test_a_relative_database_is_found_from_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri("sqlite:///runs/mlflow.db", tmp_path) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    "uri", ["mlruns", "sqlite:///:memory:", "sqlite:///", "file:///runs", "http://", "ftp://ada:pw@h"]
+)
+def test_an_address_that_cannot_hold_runs_is_refused(uri: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"tracking\.uri") as refused:
+        resolve_uri(uri, tmp_path)
+    assert "pw" not in str(refused.value)

@@ -74,6 +74,11 @@ def plotly_matrix(matrix: Matrix, title: str = TITLE) -> go.Figure:
             ygap=2,
         )
     )
+    for row, label in enumerate(matrix.rows):
+        for column, count in enumerate(matrix.counts):
+            if label == str(count):
+                box = {"x0": column - 0.45, "x1": column + 0.45, "y0": row - 0.43, "y1": row + 0.43}
+                figure.add_shape(type="rect", **box, line={"color": "white", "width": 3})
     figure.update_layout(
         title={"text": f"<b>{title}</b><br><sup>{note(matrix)}</sup>", "x": 0.01},
         font={"family": FONTS, "size": 14, "color": INK},

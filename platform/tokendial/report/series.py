@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from tokendial.curve import CurvePoint, autc
+from tokendial.curve import CurvePoint, Matrix, autc
 from tokendial.results import RunResult
 
 
@@ -36,6 +36,8 @@ def series_of(results: Sequence[RunResult]) -> list[Series]:
         raise ValueError("there is no finished run with a curve among the results")
     grids = sorted({tuple(sorted(result.curve)) for result in results})
     metrics = sorted({f"{result.workload} {result.metric} on {result.split}" for result in results})
+    if len(results) == 1 and results[0].matrix:
+        return _of_matrix(results[0], results[0].matrix)
     if len(grids) > 1:
         raise ValueError(f"runs with different evaluation grids are not compared: {[list(grid) for grid in grids]}")
     if len(metrics) > 1:
@@ -45,6 +47,20 @@ def series_of(results: Sequence[RunResult]) -> list[Series]:
         groups.setdefault(_identity(result, results), []).append(result)
     series = [_pooled(label, group) for label, group in zip(_labels(groups), groups.values(), strict=True)]
     return sorted(series, key=lambda line: (line.twin, line.trained[-1:] if line.twin else ()))
+
+
+def _of_matrix(result: RunResult, matrix: Matrix) -> list[Series]:
+    """The flexible model and its twins, each a mean over the matrix's seeds."""
+    lines = []
+    for row, qualities, intervals in zip(matrix.rows, matrix.quality, matrix.ci, strict=True):
+        num = result.curve[matrix.counts[0]].n * len(matrix.seeds)
+        cells = zip(matrix.counts, qualities, intervals, strict=True)
+        points = {count: CurvePoint(quality, ci, num) for count, quality, ci in cells}
+        twin = row.isdigit()
+        trained = (int(row),) if twin else result.trained_counts
+        label = f"fixed {row}" if twin else result.schedule or result.name
+        lines.append(Series(label, points, trained, twin, (), () if twin else (result,)))
+    return sorted(lines, key=lambda line: line.twin)
 
 
 def _identity(result: RunResult, among: Sequence[RunResult]) -> tuple[object, ...]:

@@ -1,5 +1,6 @@
 """Tracking with MLflow: the only package that imports it. `uri` and `journal` work without it installed."""
 
-from tokendial.tracking.uri import artifact_root, default_uri, redact
+from tokendial.tracking.journal import unsettled
+from tokendial.tracking.uri import default_uri, redact, resolve_uri
 
-__all__ = ["artifact_root", "default_uri", "redact"]
+__all__ = ["default_uri", "redact", "resolve_uri", "unsettled"]

@@ -1,6 +1,6 @@
 """Closing a run at the tracking server: the final curve, tables, figures, the model, and the terminal status.
 
-What is to be told is first written to `<run>/spool/finish.json`, then carried over by `settle`, which may be called
+What is to be told is first written to `<run>/tracking/finish.json`, then carried over by `settle`, which may be called
 again at any time: each part is either the same row at the server or replaced.
 """
 
@@ -20,7 +20,7 @@ from tokendial.results import ExampleAnswers, RunResult, read_examples, write_ex
 from tokendial.runs import write_atomically
 from tokendial.tracking.journal import Journal
 from tokendial.tracking.opening import FOLDER, ensure_open, read_document
-from tokendial.tracking.server import AWAY, connect, logger, probe, reason
+from tokendial.tracking.server import AWAY, connect, logger, patient, probe, reason
 from tokendial.tracking.tables import curve_markdown, curve_table, examples_table, matrix_table
 from tokendial.tracking.uri import redact
 from tokendial.tracking.writer import send
@@ -53,20 +53,23 @@ def finish(
 
 
 def settle(uri: str, run_dir: Path) -> bool:
-    """Bring the server up to date with everything kept beside the run; True where nothing is left to tell."""
+    """Tell the server everything about a finished run that it was not told; True where nothing is left to tell."""
     folder = run_dir / FOLDER
+    document = read_document(folder / "finish.json")
+    if not document:
+        return True
     try:
         probe(uri)
         client = connect(uri)
         run_id = ensure_open(client, uri, folder)
         for path in sorted(folder.glob("*.jsonl")):
             send(client, run_id, Journal(path))
-        document = read_document(folder / "finish.json")
-        if document:
+        with patient():
             _close(client, run_id, folder, document)
     except AWAY as error:
         logger.warning("%s: the run's records stay in %s: %s", redact(uri), folder, reason(error, uri))
         return False
+    (folder / "finish.json").replace(folder / "finished.json")
     return True
 
 
@@ -82,34 +85,38 @@ def _close(client: MlflowClient, run_id: str, folder: Path, document: Mapping[st
 
 
 def _log_values(client: MlflowClient, run_id: str, result: RunResult, time_ms: int, model_id: str | None) -> None:
-    """The final numbers, once per state of the run: a repeated call finds the tag of its digest and adds nothing."""
-    rows = metrics.curve_metrics(result.curve, result.steps) if result.curve else []
-    rows += [(count, {metrics.regret(count): gap.mean}) for count, gap in sorted(result.regret.items())]
-    rows += [
-        (result.steps, {metrics.group_quality(group, count): value})
-        for group, line in sorted(result.groups.items())
-        for count, value in sorted(line.items())
-    ]
-    ledger = metrics.ledger_metrics(result.spent) if result.spent else {}
-    digest = hashlib.sha256(json.dumps([rows, ledger]).encode()).hexdigest()[:16]
+    """The final numbers: the curve once, the others once per state; tags of digests tell what the run has."""
     known = client.get_run(run_id).data.tags
-    if digest == known.get("tokendial.final"):
-        return
-    values = [Metric(name, value, time_ms, result.steps) for name, value in ledger.items()]
-    if "tokendial.curve" not in known:
-        values += [
-            Metric(name, value, time_ms, step, model_id=model_id, run_id=run_id)
+    for part, rows in _rows(result).items():
+        tag, digest = f"tokendial.{part}", hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        if not rows or known.get(tag) == digest or (part == "curve" and tag in known):
+            continue
+        model = model_id if part == "curve" else None
+        values = [
+            Metric(name, value, time_ms, step, model_id=model, run_id=run_id)
             for step, line in rows
             for name, value in line.items()
         ]
-    for start in range(0, len(values), 1000):
-        client.log_batch(run_id, metrics=values[start : start + 1000])
-    tags = [RunTag("tokendial.final", digest)]
-    if result.curve:
-        tags += [RunTag("tokendial.curve", digest), RunTag("mlflow.note.content", curve_markdown(result))]
-    if result.error:
-        tags.append(RunTag("error", result.error[:1000]))
+        for start in range(0, len(values), 1000):
+            client.log_batch(run_id, metrics=values[start : start + 1000])
+        client.set_tag(run_id, tag, digest)
+    tags = [RunTag("mlflow.note.content", curve_markdown(result))] if result.curve else []
+    tags += [RunTag("error", result.error[:1000])] if result.error else []
     client.log_batch(run_id, tags=tags)
+
+
+def _rows(result: RunResult) -> dict[str, list[tuple[int, dict[str, float]]]]:
+    """(step, values) of each part of a result."""
+    groups = {
+        metrics.group_quality(group, count): value
+        for group, line in sorted(result.groups.items())
+        for count, value in sorted(line.items())
+    }
+    return {
+        "curve": [*metrics.curve_metrics(result.curve, result.steps), (result.steps, groups)] if result.curve else [],
+        "regret": [(count, {metrics.regret(count): gap.mean}) for count, gap in sorted(result.regret.items())],
+        "ledger": [(result.steps, metrics.ledger_metrics(result.spent))] if result.spent else [],
+    }
 
 
 def _log_tables(client: MlflowClient, run_id: str, folder: Path, result: RunResult) -> None:

@@ -146,6 +146,11 @@ def read_metrics(path: Path) -> Iterator[Record]:
                 yield record
 
 
+def unsettled(folder: Path) -> bool:
+    """Whether a finished run's tracking folder still holds something that its server was not told."""
+    return (folder / "finish.json").exists()
+
+
 def _decode(line: bytes) -> Record | None:
     """The record on a line; None where a kill or a full disk left half of one."""
     if not line.endswith(b"]\n"):

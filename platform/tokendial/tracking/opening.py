@@ -1,6 +1,6 @@
 """Opening a run at the tracking server: one MLflow run per logical run, the same one when it is resumed.
 
-What the server should know is first written to `<run>/spool/opening.json`, then carried over by `ensure_open`; so a
+What the server should know is first written to `<run>/tracking/opening.json`, then carried over by `ensure_open`; so a
 server that is away at the start gets the run later, and a request whose answer was lost does not make a second run.
 """
 
@@ -22,7 +22,7 @@ from tokendial.runs import VOLATILE, write_atomically
 from tokendial.tracking.server import AWAY, TrackingUnavailable, connect, logger, probe, reason
 from tokendial.tracking.uri import artifact_root, fingerprint, redact
 
-FOLDER = "spool"
+FOLDER = "tracking"
 PACKAGES = ("tokendial", "torch", "ray", "deepspeed", "transformers", "datasets", "peft", "triton", "mlflow", "numpy")
 MAX_VALUE_CHARS = 500
 _BATCH = 100

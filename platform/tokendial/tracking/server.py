@@ -2,20 +2,25 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # MLflow's own defaults are 120 s and 7 retries: a server that is away would hold a call for four minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
-import requests
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request_safe
 from sqlalchemy.exc import SQLAlchemyError
 
-from tokendial.tracking.uri import redact, scrub
+from tokendial.tracking.uri import scrub
 
 PROBE_SECONDS = 3.0
+UPLOAD_SECONDS = 600
 
 # What a server that is away, busy, broken or unwilling raises; nothing else is caught.
 AWAY = (MlflowException, SQLAlchemyError, OSError)
@@ -35,11 +40,20 @@ def connect(uri: str) -> MlflowClient:
 
 
 def probe(uri: str, timeout_s: float = PROBE_SECONDS) -> None:
-    """Raise OSError where an HTTP server does not answer in `timeout_s`; other stores fail on use."""
+    """Raise one of AWAY where an HTTP server does not answer in `timeout_s`; other stores fail on use."""
     if uri.startswith(("http://", "https://")):
-        answer = requests.get(uri.rstrip("/") + "/health", timeout=timeout_s)
-        if answer.status_code >= 500:
-            raise ConnectionError(f"{redact(uri)} answers {answer.status_code}")
+        http_request_safe(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=timeout_s)
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Give requests time to carry a model: a server may copy gigabytes before it answers."""
+    before = MLFLOW_HTTP_REQUEST_TIMEOUT.get()
+    MLFLOW_HTTP_REQUEST_TIMEOUT.set(max(before, UPLOAD_SECONDS))
+    try:
+        yield
+    finally:
+        MLFLOW_HTTP_REQUEST_TIMEOUT.set(before)
 
 
 def reason(error: Exception, uri: str) -> str:

@@ -1,6 +1,8 @@
 """Tracking addresses: the default one, where its artifacts lie, and how to show one without its secret."""
 
 import hashlib
+import os
+import re
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -10,6 +12,25 @@ _SQLITE = "sqlite:///"
 def default_uri(home: Path) -> str:
     """SQLite database `mlflow.db` under the folder that runs live in."""
     return _SQLITE + (home.resolve() / "mlflow.db").as_posix()
+
+
+def resolve_uri(configured: str | None, home: Path) -> str:
+    """The address to track at: the configured one, else `MLFLOW_TRACKING_URI`, else the default under `home`.
+
+    A relative SQLite path is made absolute, because workers run in other folders. Raises ValueError for an address
+    that cannot hold runs.
+    """
+    uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(home)
+    if uri.startswith(_SQLITE):
+        path = uri.removeprefix(_SQLITE).partition("?")[0]
+        if not path or path == ":memory:":
+            raise ValueError(f"tracking.uri {uri!r} is a database in memory, which no other process sees")
+        return _SQLITE + Path(path).resolve().as_posix()
+    if not re.match(r"https?://.|(postgresql|mysql|mssql)(\+\w+)?://.", uri):
+        raise ValueError(
+            f"tracking.uri {redact(uri)!r} is not an MLflow address: sqlite:///PATH, http(s)://HOST:PORT or a database"
+        )
+    return uri
 
 
 def artifact_root(uri: str) -> str | None:

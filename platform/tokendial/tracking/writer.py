@@ -29,7 +29,7 @@ MAX_BACKOFF_SECONDS = 30.0
 class MetricWriter:
     """Logs one process's metrics to a run. `run_id` None: the run is opened at the server once that is back.
 
-    `spool_dir` is the run's `spool` folder; each process of a run needs its own `name` there.
+    `spool_dir` is the run's `tracking` folder; each process of a run needs its own `name` there.
     """
 
     def __init__(
