@@ -45,10 +45,12 @@ def greedy(
     ).last_hidden_state
     hidden_B1D = hidden_BMD.take_along_dim(length_B1[..., None] - 1, dim=1)
     stops = torch.tensor(sorted(stop_ids), dtype=torch.long, device=mask_BM.device)
+    suppressed = torch.tensor([model.config.image_token_id], device=mask_BM.device)
     done_B1 = torch.zeros_like(length_B1, dtype=torch.bool)
     new_ids: list[Tensor] = []
     for step in range(max_new_tokens):
-        next_B1 = model.lm_head(hidden_B1D).argmax(-1).masked_fill(done_B1, pad_token_id)
+        logits_B1V = model.lm_head(hidden_B1D).index_fill(-1, suppressed, -torch.inf)
+        next_B1 = logits_B1V.argmax(-1).masked_fill(done_B1, pad_token_id)
         new_ids.append(next_B1)
         done_B1 = done_B1 | torch.isin(next_B1, stops)
         if step + 1 == max_new_tokens or bool(done_B1.all()):

@@ -145,6 +145,8 @@ class TokendialForConditionalGeneration(LlavaForConditionalGeneration):
         self.model = TokendialModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+        # A placeholder in an answer would ask for an image that is not there.
+        self.generation_config.suppress_tokens = [config.image_token_id]
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Patch features [I, N, C] of images [I, 3, H, W]; project them at as many counts as wanted."""
