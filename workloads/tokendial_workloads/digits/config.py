@@ -10,10 +10,11 @@ class DigitsData(DataConfig):
     """Null `path`: scikit-learn's 1,797 digits; otherwise a folder with one sub-folder of images per class 0 … 9."""
 
     text_tokens: Annotated[int, Field(gt=0, strict=True)] = Field(
-        default=56, description="text tokens each example is padded to, placeholders excluded"
+        default=51, description="text tokens each example is padded to, placeholders excluded"
     )
-    turns: Annotated[int, Field(gt=0, le=32, strict=True)] = Field(
-        default=6, description="question and answer turns of a training example; evaluation asks one question at a time"
+    turns: Annotated[int, Field(gt=0, le=16, strict=True)] = Field(
+        default=10,
+        description="question and answer turns of a training example; in evaluation, one question each",
     )
     train_mosaics: Annotated[int, Field(gt=0, strict=True)] = Field(
         default=131072, description="different mosaics in the training split"

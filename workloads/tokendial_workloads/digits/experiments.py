@@ -72,7 +72,7 @@ def tiny() -> RunConfig[DigitsData]:
             "workers": 1,
             "global_batch": 8,
             "model": _model(width=16),
-            "data": DigitsData(turns=3, text_tokens=28, train_mosaics=4096, evaluation_mosaics=128),
+            "data": DigitsData(turns=4, text_tokens=21, train_mosaics=4096, evaluation_mosaics=128),
             "stages": _stages(warm=4, joint=8),
             "budget": BudgetConfig(steps=12),
             "checkpoint": CheckpointConfig(every=4),

@@ -39,12 +39,9 @@ class Mosaic:
     cells: tuple[int, ...]
     ink: np.ndarray
 
-    def row(self, row: int) -> tuple[int, ...]:
-        return self.cells[GRID * row : GRID * (row + 1)]
-
-    def singles(self, row: int) -> list[int]:
-        """Digits that appear exactly once in a row."""
-        return _singles(self.row(row))
+    def counted(self, fewest: int, most: int) -> list[int]:
+        """Digits that appear at least `fewest` and at most `most` times."""
+        return [digit for digit in range(10) if fewest <= self.cells.count(digit) <= most]
 
 
 def mosaic_stream(seed: int, split: str, index: int) -> Stream:
@@ -52,7 +49,7 @@ def mosaic_stream(seed: int, split: str, index: int) -> Stream:
 
 
 def draw_mosaic(stream: Stream, digits: Sequence[np.ndarray]) -> Mosaic:
-    """A mosaic of `digits[class]`, arrays [n, 8, 8]; at least one row has a digit that appears once."""
+    """A mosaic of `digits[class]`, arrays [n, 8, 8]; at least one digit appears once."""
     cells = _draw_cells(stream)
     ink = np.zeros((CANVAS, CANVAS), np.float32)
     for place, digit in enumerate(cells):
@@ -63,21 +60,7 @@ def draw_mosaic(stream: Stream, digits: Sequence[np.ndarray]) -> Mosaic:
 
 
 def _draw_cells(stream: Stream) -> tuple[int, ...]:
-    """Rows with repeats, so that counts vary; drawn again where no row has a digit that appears once."""
     while True:
-        cells = tuple(cell for _ in range(GRID) for cell in _draw_row(stream))
-        if any(_singles(cells[GRID * row : GRID * (row + 1)]) for row in range(GRID)):
+        cells = tuple(stream.below(10) for _ in range(GRID * GRID))
+        if any(cells.count(digit) == 1 for digit in cells):
             return cells
-
-
-def _draw_row(stream: Stream) -> list[int]:
-    """After the first, half of the cells repeat one of their row; turned so that each column is alike."""
-    cells = [stream.below(10)]
-    while len(cells) < GRID:
-        cells.append(stream.choice(cells) if stream.below(2) else stream.below(10))
-    turn = stream.below(GRID)
-    return cells[turn:] + cells[:turn]
-
-
-def _singles(cells: Sequence[int]) -> list[int]:
-    return [digit for digit in cells if cells.count(digit) == 1]

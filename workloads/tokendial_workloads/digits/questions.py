@@ -1,15 +1,15 @@
 """Questions about a mosaic in plain words, with answers of one word; rows are a to d from the top, columns 1 to 4.
 
-reading:  "what is b3"          → "7"
-counting: "how many 7 in row b" → "two"
-place:    "where in row b is 7" → "b3"
+reading:  "what is b3" → "7"
+counting: "how many 7" → "two"
+place:    "where is 7" → "b3"
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tokendial_workloads.digits.mosaic import GRID, Mosaic, Stream
-from tokendial_workloads.digits.words import CELLS, GROUPS, NUMBERS, ROWS
+from tokendial_workloads.digits.words import CELLS, GROUPS, NUMBERS
 
 
 class Turn(NamedTuple):
@@ -19,45 +19,47 @@ class Turn(NamedTuple):
     question: str
     answer: str
 
+    @property
+    def fact(self) -> frozenset[str]:
+        """What question and answer say together: "what is b3" and "where is 7" may be the same fact."""
+        return frozenset((self.question.split()[-1], self.answer))
+
 
 def reading(mosaic: Mosaic, stream: Stream) -> Turn:
-    place = stream.below(GRID * GRID)
-    return Turn("reading", f"what is {CELLS[place]}", str(mosaic.cells[place]))
+    cell = stream.below(GRID * GRID)
+    return Turn("reading", f"what is {CELLS[cell]}", str(mosaic.cells[cell]))
 
 
 def counting(mosaic: Mosaic, stream: Stream) -> Turn:
-    """Three times in four the digit is one of the row's own; otherwise any digit, so that zero occurs."""
-    row = stream.below(GRID)
-    own = sorted(set(mosaic.row(row)))
-    digit = stream.choice(own) if stream.below(4) else stream.below(10)
-    count = mosaic.row(row).count(digit)
-    return Turn("counting", f"how many {digit} in row {ROWS[row]}", NUMBERS[count])
+    """Any digit that appears at most four times, so that zero occurs."""
+    digit = stream.choice(mosaic.counted(0, 4))
+    return Turn("counting", f"how many {digit}", NUMBERS[mosaic.cells.count(digit)])
 
 
 def place(mosaic: Mosaic, stream: Stream) -> Turn:
-    """Only a digit that appears once in its row is asked for."""
-    row = stream.choice([row for row in range(GRID) if mosaic.singles(row)])
-    digit = stream.choice(mosaic.singles(row))
-    cell = CELLS[GRID * row + mosaic.row(row).index(digit)]
-    return Turn("place", f"where in row {ROWS[row]} is {digit}", cell)
+    """Only a digit that appears once is asked for."""
+    digit = stream.choice(mosaic.counted(1, 1))
+    return Turn("place", f"where is {digit}", CELLS[mosaic.cells.index(digit)])
 
 
 QUESTIONS: dict[str, Callable[[Mosaic, Stream], Turn]] = dict(zip(GROUPS, (reading, counting, place), strict=True))
 
 
 def training_turns(mosaic: Mosaic, stream: Stream, num_turns: int) -> list[Turn]:
-    """Turns of alternating types without a repeated question where the mosaic allows it."""
+    """Turns of alternating types that state no fact twice; where a type has none left, a reading takes its turn."""
     first = stream.below(len(GROUPS))
     turns: list[Turn] = []
-    for index in range(num_turns):
-        ask = QUESTIONS[GROUPS[(first + index) % len(GROUPS)]]
-        turn = ask(mosaic, stream)
-        for _ in range(8):
-            if turn not in turns:
-                break
-            turn = ask(mosaic, stream)
-        turns.append(turn)
+    while len(turns) < num_turns:
+        ask = QUESTIONS[GROUPS[(first + len(turns)) % len(GROUPS)]]
+        turns.append(_new(ask, mosaic, stream, turns) or _new(reading, mosaic, stream, turns) or ask(mosaic, stream))
     return turns
+
+
+def _new(
+    ask: Callable[[Mosaic, Stream], Turn], mosaic: Mosaic, stream: Stream, turns: Sequence[Turn], tries: int = 12
+) -> Turn | None:
+    known = {turn.fact for turn in turns}
+    return next((turn for turn in (ask(mosaic, stream) for _ in range(tries)) if turn.fact not in known), None)
 
 
 def evaluation_turns(mosaic: Mosaic, stream: Stream) -> Sequence[Turn]:
