@@ -1,6 +1,7 @@
 """Stages, horizons and prices of steps, with a cost model whose answers are easy to add up."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import pytest
 from tokendial.contracts import (
@@ -89,6 +90,16 @@ def test_per_example_counts_are_priced_at_the_padded_length() -> None:
     assert spent.flops == 8 * 300 + sum(2 * 3 * count for count in passes)
 
 
+def test_a_teacher_of_per_example_counts_is_a_pass_of_its_own_even_at_the_padded_count() -> None:
+    distil = {"teacher": "max"}
+    schedule = {"counts": (4, 16, 144), "weights": (1, 1, 1), "mix": "sample", "distil": distil}
+    chosen = config(schedule=schedule, micro_batch=8)
+    plan = TokenSchedule(chosen.schedule).draw(0, 0, 8, 100)
+    assert plan.counts == (4, 16, 144)
+    spent = step_cost(chosen, UnitCost(), StageConfig(name="all", share=1), plan)
+    assert spent.flops == 8 * (300 + 3 * 144 + 144)
+
+
 @pytest.mark.parametrize("name", ["tokenflex", "curriculum", "sandwich"])
 def test_a_flop_bound_gives_the_most_steps_that_fit(name: str) -> None:
     bound = 1e6
@@ -106,7 +117,7 @@ def test_a_bound_below_one_step_is_refused() -> None:
 def test_rates_rise_to_the_peak_and_fall_to_the_floor(shape: str) -> None:
     chosen = OptimizerConfig.model_validate({"shape": shape, "warmup": 0.2, "floor": 0.1})
     rates = [rate(chosen, step, 100) for step in range(100)]
-    assert all(later >= earlier for earlier, later in zip(rates[:20], rates[1:21], strict=True))
+    assert all(later >= earlier for earlier, later in pairwise(rates[:21]))
     assert rates[20] == pytest.approx(1.0, abs=1e-3)
     assert max(rates) <= 1
     assert rates[-1] == pytest.approx(1.0 if shape == "constant" else 0.1, abs=1e-2)

@@ -94,7 +94,8 @@ class StepModule(nn.Module):
                 with torch.no_grad():
                     wider = self._task.expand(rows, work.teacher)
                     teacher = self._task.logits(self.model, features, wider, work.teacher)
-            penalty, _ = _weighted(partial(self._divergence, self._distil.temperature), work.weight_B, rows, logits, teacher)
+            divergence = partial(self._divergence, self._distil.temperature)
+            penalty, _ = _weighted(divergence, work.weight_B, rows, logits, teacher)
             loss = loss + self._distil.weight * penalty
         return loss, plain
 
