@@ -114,7 +114,7 @@ def test_a_broken_server_neither_stalls_nor_loses(how: int | None, tmp_path: Pat
         assert time.monotonic() - start < 3
     assert p99(taken) <= 0.005
     assert writer.dropped == 0
-    assert settle(store, run_dir)
+    assert finish(store, run_dir, result(run_dir, run_id))
     assert logged_steps(store, run_id) == list(range(200))
 
 
