@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokendial_kernels.validation import check_choice, check_floating
+from tokendial_kernels.validation import check_choice, check_device, check_floating
 
 HAS_LIGER = find_spec("liger_kernel") is not None
 
@@ -30,8 +30,7 @@ def cross_entropy(
     if labels_T.shape != logits_TV.shape[:1] or labels_T.dtype != torch.int64:
         found = f"shape {tuple(labels_T.shape)} and dtype {labels_T.dtype}"
         raise ValueError(f"labels_T has {found}; admissible: ({logits_TV.shape[0]},) and torch.int64")
-    if labels_T.device != logits_TV.device:
-        raise ValueError(f"labels_T is on {labels_T.device}; admissible: {logits_TV.device}, the device of logits_TV")
+    check_device("labels_T", labels_T, "logits_TV", logits_TV)
     if not (HAS_LIGER and logits_TV.is_cuda):
         return F.cross_entropy(logits_TV.float(), labels_T, ignore_index=ignore_index, reduction=reduction)
     from liger_kernel.ops import LigerCrossEntropyFunction  # pyright: ignore[reportMissingImports]

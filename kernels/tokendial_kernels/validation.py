@@ -24,14 +24,24 @@ def check_floating(name: str, tensor: Tensor, num_dims: int | None = None) -> No
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; admissible: every dimension at least 1")
 
 
-def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor, shape: Sequence[int]) -> None:
-    """Refuse a tensor whose shape differs from `shape`, or whose dtype or device differs from the other's."""
+def check_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
+    """Refuse a tensor whose shape differs from `shape`."""
     if tensor.dim() != len(shape) or any(have != want for have, want in zip(tensor.shape, shape, strict=True)):
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; admissible: {tuple(shape)}")
-    if tensor.dtype != other.dtype:
-        raise ValueError(f"{name} has dtype {tensor.dtype}; admissible: {other.dtype}, the dtype of {other_name}")
+
+
+def check_device(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuse a tensor that is not where the other is."""
     if tensor.device != other.device:
         raise ValueError(f"{name} is on {tensor.device}; admissible: {other.device}, the device of {other_name}")
+
+
+def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor, shape: Sequence[int]) -> None:
+    """Refuse a tensor whose shape differs from `shape`, or whose dtype or device differs from the other's."""
+    check_shape(name, tensor, shape)
+    if tensor.dtype != other.dtype:
+        raise ValueError(f"{name} has dtype {tensor.dtype}; admissible: {other.dtype}, the dtype of {other_name}")
+    check_device(name, tensor, other_name, other)
 
 
 def check_grid(features_BNC: Tensor, grid: tuple[int, int]) -> None:

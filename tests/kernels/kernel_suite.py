@@ -5,7 +5,7 @@ The interpreter is wrong in bfloat16, so that dtype joins on CUDA only.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,13 +31,14 @@ METHODS: list[Any] = ["adaptive_avg", "resize_then_avg"]
 pytestmark = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
-@pytest.fixture(autouse=True)
-def poisoned_outputs() -> Iterator[None]:
-    """Uninitialised memory holds NaN, so a place that a kernel forgets to write shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    assert torch.empty(2, device=DEVICE).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+def poisoned(launch: Callable[..., Any], *arguments: Any) -> Any:
+    """Launch with uninitialised memory holding NaN, so that a place the kernel forgets to write shows."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(2, device=DEVICE).isnan().all()
+        return launch(*arguments)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def draw(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -69,9 +70,9 @@ def test_pool_and_its_gradient(
     features, grad = draw(batch, grid[0] * grid[1], channels, dtype=dtype), draw(batch, n * n, channels, dtype=dtype)
     (exact,) = exactly(features)
     wanted = pool_reference(exact, grid, n, method)
-    assert_near(launch_pool(features, height, width, n, method), wanted.detach(), dtype)
+    assert_near(poisoned(launch_pool, features, height, width, n, method), wanted.detach(), dtype)
     wanted.backward(grad.double())
-    spread = launch_spread(grad.flatten(0, 1), batch, height, width, (n,), method, dtype)
+    spread = poisoned(launch_spread, grad.flatten(0, 1), batch, height, width, (n,), method, dtype)
     assert exact.grad is not None
     assert_near(spread, exact.grad, dtype)
 
@@ -80,7 +81,7 @@ def test_pool_reads_strided_features_and_several_channel_blocks(dtype: torch.dty
     whole = draw(3, 6, 1030, dtype=dtype)
     for strided in (whole[::2, :, :1026], whole[:1, :, ::2]):
         wanted = pool_reference(strided.double(), (3, 2), 2, "adaptive_avg")
-        assert_near(launch_pool(strided, 3, 2, 2, "adaptive_avg"), wanted, dtype)
+        assert_near(poisoned(launch_pool, strided, 3, 2, 2, "adaptive_avg"), wanted, dtype)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -97,13 +98,13 @@ def test_pool_norm_and_its_gradients(
     exact = exactly(features, weight, bias)
     outputs = pool_norm_reference(exact[0], grid, ns, exact[1], exact[2] if has_bias else None, norm, eps, method)
     wanted = torch.cat([output.flatten(0, 1) for output in outputs])
-    rows, mean, rstd = launch_pool_norm(
-        features, height, width, ns, weight, bias if has_bias else None, norm, eps, method
+    rows, mean, rstd = poisoned(
+        launch_pool_norm, features, height, width, ns, weight, bias if has_bias else None, norm, eps, method
     )
     assert_near(rows, wanted.detach(), dtype)
     grad = draw(*wanted.shape, dtype=dtype, seed=3)
     (wanted + 0 * exact[2]).backward(grad.double())
-    results = launch_pool_norm_backward(grad, features, mean, rstd, height, width, ns, weight, norm, method)
+    results = poisoned(launch_pool_norm_backward, grad, features, mean, rstd, height, width, ns, weight, norm, method)
     for result, leaf in zip(results[: 2 + has_bias], exact, strict=False):
         assert leaf.grad is not None
         assert_near(result, leaf.grad, dtype)
@@ -114,9 +115,9 @@ def test_swiglu_and_its_gradients(dtype: torch.dtype, shape: tuple[int, ...]):
     gate, up, grad = (draw(*shape, dtype=dtype, seed=seed) for seed in range(3))
     exact = exactly(gate, up)
     wanted = swiglu_reference(*exact)
-    assert_near(launch_swiglu(gate, up), wanted.detach(), dtype)
+    assert_near(poisoned(launch_swiglu, gate, up), wanted.detach(), dtype)
     wanted.backward(grad.double())
-    for result, leaf in zip(launch_swiglu_backward(grad, gate, up), exact, strict=True):
+    for result, leaf in zip(poisoned(launch_swiglu_backward, grad, gate, up), exact, strict=True):
         assert leaf.grad is not None
         assert_near(result, leaf.grad, dtype)
 
@@ -124,7 +125,7 @@ def test_swiglu_and_its_gradients(dtype: torch.dtype, shape: tuple[int, ...]):
 def test_swiglu_rounds_once(dtype: torch.dtype):
     gate, up = draw(64, 33, dtype=dtype), draw(64, 33, dtype=dtype, seed=1)
     wanted = swiglu_reference(gate.double(), up.double())
-    distance = (launch_swiglu(gate, up).double() - wanted.to(dtype).double()).abs()
+    distance = (poisoned(launch_swiglu, gate, up).double() - wanted.to(dtype).double()).abs()
     assert (distance <= 2 * torch.finfo(dtype).eps * wanted.abs() + torch.finfo(dtype).smallest_normal).all()
 
 
@@ -133,9 +134,9 @@ def test_swiglu_reads_halves_of_one_projection(dtype: torch.dtype):
     grad = draw(2, 3, 7, dtype=dtype, seed=1)
     exact = exactly(gate, up)
     wanted = swiglu_reference(*exact)
-    assert_near(launch_swiglu(gate, up), wanted.detach(), dtype)
+    assert_near(poisoned(launch_swiglu, gate, up), wanted.detach(), dtype)
     wanted.backward(grad.double())
-    for result, leaf in zip(launch_swiglu_backward(grad, gate, up), exact, strict=True):
+    for result, leaf in zip(poisoned(launch_swiglu_backward, grad, gate, up), exact, strict=True):
         assert leaf.grad is not None
         assert_near(result, leaf.grad, dtype)
 
@@ -149,10 +150,10 @@ def test_gated_linear_and_what_it_keeps(dtype: torch.dtype, num_rows: int, chann
     exact = [None if bias is None else bias.double() for bias in biases]
     gate = F.linear(rows.double(), gate_weight.double(), exact[0])
     up = F.linear(rows.double(), up_weight.double(), exact[1])
-    result = launch_gated_linear(rows, gate_weight, biases[0], up_weight, biases[1], True)
+    result = poisoned(launch_gated_linear, rows, gate_weight, biases[0], up_weight, biases[1], True)
     for kept, wanted in zip(result, (F.silu(gate) * up, gate, up), strict=True):
         assert_near(kept, wanted, dtype)
-    alone, no_gate, no_up = launch_gated_linear(rows, gate_weight, biases[0], up_weight, biases[1], False)
+    alone, no_gate, no_up = poisoned(launch_gated_linear, rows, gate_weight, biases[0], up_weight, biases[1], False)
     assert torch.equal(alone, result[0])
     assert no_gate.shape == no_up.shape == (0, hidden)
 
@@ -162,7 +163,7 @@ def test_best_match_is_the_row_maximum_of_cosines(dtype: torch.dtype, batch: int
     metric = draw(batch, num_tokens, channels + 1, dtype=dtype)[:, :, :channels]
     unit = F.normalize(metric.double(), dim=-1)
     scores = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
-    best, index = launch_best_match(metric)
+    best, index = poisoned(launch_best_match, metric)
     assert (best.double() - scores.amax(2)).abs().max() < 1e-5
     chosen = scores.gather(2, index.unsqueeze(2)).squeeze(2)
     assert (chosen - scores.amax(2)).abs().max() < 1e-5
@@ -174,4 +175,4 @@ def test_gather_moves_rows_and_leaves_zeros_for_minus_one(dtype: torch.dtype):
     nothing = torch.zeros_like(source[0, 0])
     first = torch.stack([source[0, 0], source[0, 4], nothing])
     wanted = torch.stack([first, torch.stack([source[1, 3], nothing, source[1, 1]])])
-    assert torch.equal(launch_gather(source, index), wanted)
+    assert torch.equal(poisoned(launch_gather, source, index), wanted)

@@ -13,10 +13,10 @@ from torch import Tensor
 from tokendial_kernels.cross_entropy import HAS_LIGER
 
 
-def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(call: Callable[..., Any], mode: str = "max-autotune-no-cudagraphs") -> Callable[..., Any]:
     """The call under torch.compile at its strongest setting, one graph per shape."""
     torch._dynamo.reset()
-    return torch.compile(call, mode="max-autotune-no-cudagraphs", dynamic=False, fullgraph=True)
+    return torch.compile(call, mode=mode, dynamic=False, fullgraph=True)
 
 
 def transposed_pool(features_BNC: Tensor, grid: tuple[int, int], n: int) -> Tensor:

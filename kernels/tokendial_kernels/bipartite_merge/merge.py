@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokendial_kernels.validation import check_floating
+from tokendial_kernels.validation import check_device, check_floating, check_shape
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Merge:
         weighted_BNC = features_BNC.to(wide)
         if sizes_BN is None:
             sizes_BN = features_BNC.new_ones(self.row_BN.shape)
-        elif sizes_BN.shape == self.row_BN.shape:
-            weighted_BNC = weighted_BNC * sizes_BN.to(wide).unsqueeze(2)
         else:
-            raise ValueError(f"sizes_BN has shape {tuple(sizes_BN.shape)}; admissible: {tuple(self.row_BN.shape)}")
+            check_shape("sizes_BN", sizes_BN, self.row_BN.shape)
+            check_device("sizes_BN", sizes_BN, "features_BNC", features_BNC)
+            weighted_BNC = weighted_BNC * sizes_BN.to(wide).unsqueeze(2)
         sizes_BM1 = self._sum_rows(sizes_BN.to(wide).unsqueeze(2))
         merged_BMC = self._sum_rows(weighted_BNC) / sizes_BM1
         return merged_BMC.to(features_BNC.dtype), sizes_BM1.squeeze(2).to(sizes_BN.dtype)
@@ -68,8 +68,7 @@ class Merge:
         if features.shape[:2] != (self.row_BN.shape[0], num_rows):
             admissible = (self.row_BN.shape[0], num_rows, "any")
             raise ValueError(f"{name} has shape {tuple(features.shape)}; admissible: {admissible}")
-        if features.device != self.row_BN.device:
-            raise ValueError(f"{name} is on {features.device}; admissible: {self.row_BN.device}, where the match is")
+        check_device(name, features, "the match", self.row_BN)
 
 
 def _flat(index_BK: Tensor, num_rows: int) -> Tensor:

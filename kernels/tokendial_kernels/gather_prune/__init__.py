@@ -9,7 +9,7 @@ from torch import Tensor
 from tokendial_kernels.gather_prune.op import gather_op
 from tokendial_kernels.gather_prune.reference import gather_reference, top_positions
 from tokendial_kernels.route import runs_kernel
-from tokendial_kernels.validation import check_alike, check_floating
+from tokendial_kernels.validation import check_device, check_floating, check_shape
 
 __all__ = ["Pruned", "gather_prune"]
 
@@ -29,7 +29,8 @@ def gather_prune(features_BNC: Tensor, scores_BN: Tensor, budget: int | Sequence
     check_floating("features_BNC", features_BNC, 3)
     batch, num_tokens, _ = features_BNC.shape
     check_floating("scores_BN", scores_BN, 2)
-    check_alike("scores_BN", scores_BN.to(features_BNC.dtype), "features_BNC", features_BNC, (batch, num_tokens))
+    check_shape("scores_BN", scores_BN, (batch, num_tokens))
+    check_device("scores_BN", scores_BN, "features_BNC", features_BNC)
     budgets = [budget] * batch if isinstance(budget, int) else list(budget)
     if len(budgets) != batch:
         raise ValueError(f"budget has {len(budgets)} entries; admissible: one integer, or one per item, {batch}")
