@@ -107,12 +107,16 @@ def _stages(
     writer: ck.Writer | None,
     skipped: set[int],
 ) -> None:
-    """Every stage from the newest checkpoint on; each ends in a `weights` checkpoint that the next one starts from."""
+    """Every stage from the newest checkpoint on; each ends in a `weights` checkpoint that the next one starts from.
+
+    `skipped` gains what the checkpoint has passed over, so that a restart does not begin to count anew.
+    """
     found = _agreed(ck.newest(root) if seat.rank == 0 else None, seat)
     if found is not None:
         log.info("continuing from %s", found.folder.name)
     state = _state(job, found)
-    state.skipped |= skipped
+    skipped |= state.skipped
+    state.skipped = set(skipped)
     start = 0 if found is None else found.manifest.stage
     for number, plan in enumerate(plans[start:], start):
         exact = found if found and (found.manifest.kind, found.manifest.stage) == ("exact", number) else None
