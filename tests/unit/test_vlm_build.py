@@ -118,7 +118,7 @@ def test_a_run_starts_from_a_llava_folder_and_keeps_its_projector_where_it_fits(
         )
     )
     llava.save_pretrained(tmp_path)
-    model = build_model(ModelConfig(init_from=str(tmp_path), projector=projector), ids=IDS)
+    model = build_model(ModelConfig.model_validate({"init_from": str(tmp_path), "projector": projector}), ids=IDS)
     assert torch.equal(model.lm_head.weight, llava.lm_head.weight)
     theirs = dict(llava.model.vision_tower.named_parameters())
     assert all(torch.equal(w, theirs[name]) for name, w in model.model.vision_tower.named_parameters())
@@ -185,7 +185,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 
 def test_the_model_runs_in_bfloat16() -> None:
-    model = build_model(tiny_model_config(), ids=IDS).to(torch.bfloat16)
+    model = build_model(tiny_model_config(), ids=IDS).bfloat16()
     gradients = step(model)
     assert gradients["lm_head.weight"].dtype is torch.bfloat16
 

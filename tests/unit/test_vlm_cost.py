@@ -1,4 +1,4 @@
-"""The analytic cost against torch's own counter, for each projector, several counts and several sets of trained parts."""
+"""The analytic cost against torch's own counter, for each projector, several counts and sets of trained parts."""
 
 import subprocess
 import sys

@@ -1,6 +1,7 @@
-"""The model: counts read from the prompt or refused, one encoding for several counts, generation, saving and loading."""
+"""The model: counts read from the prompt or refused, one encoding for several counts, generation, save and load."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig
 from vlm_tiny import COUNTS, tiny_batch, tiny_model_config, tiny_task
 
 
-def tiny(projector: str = "pool") -> TokendialForConditionalGeneration:
+def tiny(projector: str = "pool") -> Any:
     return build_model(tiny_model_config(projector), ids=tiny_task().ids, counts=COUNTS[projector]).eval()
 
 

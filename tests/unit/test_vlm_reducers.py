@@ -51,8 +51,19 @@ def test_pooling_keeps_a_constant_field_is_linear_and_has_exactly_k_tokens(grid:
 
 @pytest.mark.parametrize(
     ("projector", "k"),
-    [("pool", 0), ("pool", 2), ("pool", 200), ("pool", 169), ("pool", -4), ("pool_after", 25), ("pool_after", 64)]
-    + [("query", 0), ("query", 17), ("mlp", 143), ("mlp", 1)],
+    [
+        ("pool", 0),
+        ("pool", 2),
+        ("pool", 200),
+        ("pool", 169),
+        ("pool", -4),
+        ("pool_after", 25),
+        ("pool_after", 64),
+        ("query", 0),
+        ("query", 17),
+        ("mlp", 143),
+        ("mlp", 1),
+    ],
 )
 def test_an_inadmissible_count_is_refused_with_the_list_and_never_floored(projector: str, k: int) -> None:
     with pytest.raises(ValueError, match=rf"^{k} visual tokens .*admissible: (1|144)"):

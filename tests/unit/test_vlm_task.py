@@ -7,14 +7,13 @@ import torch
 import torch.nn.functional as F
 from tokendial.contracts import Task
 from tokendial_workloads.vlm.decode import greedy
-from tokendial_workloads.vlm.model import TokendialForConditionalGeneration
 from tokendial_workloads.vlm.text import expand_placeholders, prompts
 from vlm_tiny import CLIP, COUNTS, QWEN2, SIGLIP, tiny_batch, tiny_run, tiny_task
 
 TASK = tiny_task()
 
 
-def tiny(projector: str = "pool", **fields: Any) -> TokendialForConditionalGeneration:
+def tiny(projector: str = "pool", **fields: Any) -> Any:
     return TASK.build_model(tiny_run(projector, **fields)).eval()
 
 

@@ -156,6 +156,12 @@ class TokendialForConditionalGeneration(LlavaForConditionalGeneration):
         """Visual tokens [I, k, D]; ValueError listing the admissible counts where k is not one."""
         return self.model.project(features_INC, k)
 
+    def get_image_features(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, pixel_values: Tensor, num_visual_tokens: int | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Patch features, and with a count also visual tokens, as `mm_encoder_outputs` takes them."""
+        return self.model.get_image_features(pixel_values, num_visual_tokens, **kwargs)
+
     def _expand_inputs_for_generation(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:

@@ -33,7 +33,11 @@ SO400M = {
     "image_size": 448,
     "patch_size": 14,
 }
-_QWEN = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+_QWEN = {
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+}
 QWEN_3B = {
     **_QWEN,
     "hidden_size": 2048,
