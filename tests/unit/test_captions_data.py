@@ -1,0 +1,181 @@
+"""Pictures, concepts, captions and their tokenizer."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokendial_workloads.captions.concepts import SPLITS, concept, group, split_of
+from tokendial_workloads.captions.config import CaptionsData
+from tokendial_workloads.captions.data import Captions, Pictures
+from tokendial_workloads.captions.experiments import openmoji, tiny
+from tokendial_workloads.captions.source import caption_splits, names
+from tokendial_workloads.captions.task import token_f1
+from tokendial_workloads.captions.tokenizer import captions_tokenizer, train_tokenizer, training_names
+from tokendial_workloads.captions.vocabulary import SPECIALS, VOCABULARY
+
+
+def test_the_embedded_set_has_thousands_of_named_pictures() -> None:
+    rows = caption_splits(None, 48)
+    sizes = {split: len(rows[split]) for split in SPLITS}
+    assert sum(sizes.values()) == len(names()) == 3953
+    assert sizes["train"] > 2500
+    assert min(sizes.values()) > 256
+
+
+def test_no_concept_is_in_two_splits() -> None:
+    rows = caption_splits(None, 48)
+    concepts = [set(rows[split]["concept"]) for split in SPLITS]
+    assert len(set.union(*concepts)) == sum(map(len, concepts))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1F44B", "1F44B-1F3FF"),
+        ("1F469-200D-1F52C", "1F468-1F3FD-200D-1F52C"),
+        ("1F3C3-200D-2640-FE0F", "1F3C3-1F3FB-200D-2642-FE0F"),
+        ("1F466", "1F467-1F3FC"),
+        ("1F934", "1F478"),
+        ("1F936", "1F9D1-200D-1F384"),
+        ("1F46C", "1F9D1-1F3FB-200D-1F91D-200D-1F9D1-1F3FF"),
+    ],
+)
+def test_variants_in_skin_tone_and_gender_are_one_concept(one: str, other: str) -> None:
+    assert concept(one) == concept(other)
+    assert split_of(concept(one)) == split_of(concept(other))
+
+
+def test_people_and_things_are_told_apart() -> None:
+    assert group("1F469-200D-1F52C") == group("1F44B-1F3FF") == "people"
+    assert group("1F34E") == "things"
+
+
+def test_a_picture_is_drawn_once_and_then_read_from_the_cache(home: Path) -> None:
+    caption_splits.cache_clear()
+    first = caption_splits(None, 16)
+    [kept] = (home / "cache").iterdir()
+    written = kept.stat().st_mtime_ns
+    caption_splits.cache_clear()
+    again = caption_splits(None, 16)
+    caption_splits.cache_clear()
+    assert [*(home / "cache").iterdir()] == [kept]
+    assert kept.stat().st_mtime_ns == written
+    assert first["test"][0] == again["test"][0]
+
+
+def test_an_item_is_a_function_of_seed_split_and_index_alone() -> None:
+    one, again, other = (Pictures("train", seed, CaptionsData()) for seed in (3, 3, 4))
+    places = range(0, 400, 10)
+    assert all((one[i]["pixel_values"] == again[i]["pixel_values"]).all() for i in places)
+    assert any((one[i]["pixel_values"] != other[i]["pixel_values"]).any() for i in places)
+    assert (
+        Pictures("test", 3, CaptionsData())[5]["pixel_values"] == Pictures("test", 4, CaptionsData())[5]["pixel_values"]
+    ).all()
+
+
+def test_an_example_holds_the_caption_as_targets() -> None:
+    example = Pictures("test", 0, CaptionsData())[0]
+    tokenizer = captions_tokenizer()
+    targets = example["labels"][example["labels"] != -100]
+    assert tokenizer.decode(targets, skip_special_tokens=True).strip() == example["text"]
+    assert targets[-1] == tokenizer.eos_token_id
+    assert example["pixel_values"].shape == (3, 48, 48)
+    assert example["pixel_values"].min() >= -1
+    assert example["pixel_values"].max() <= 1
+    assert example["input_ids"].shape == (33,)
+
+
+def test_the_tokenizer_is_the_same_in_every_process() -> None:
+    code = (
+        "from tokendial_workloads.captions.tokenizer import train_tokenizer, training_names;"
+        "print(train_tokenizer(training_names()).to_str(), end='')"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert train_tokenizer(training_names()).to_str() == other
+
+
+def test_the_tokenizer_writes_any_text() -> None:
+    tokenizer = captions_tokenizer()
+    assert len(tokenizer) == VOCABULARY
+    assert tokenizer.convert_ids_to_tokens(list(range(len(SPECIALS)))) == list(SPECIALS)
+    for text in ("woman scientist", "zürich 123", "日本"):
+        assert tokenizer.decode(tokenizer.encode(text)).strip() == text
+
+
+def test_the_chat_template_renders_what_training_reads() -> None:
+    tokenizer = captions_tokenizer()
+    messages = [
+        {"role": "user", "content": [{"type": "image"}]},
+        {"role": "assistant", "content": "red apple"},
+    ]
+    rendered = tokenizer.encode(tokenizer.apply_chat_template(messages, tokenize=False))
+    opening = [tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids("<image>")]
+    assert rendered == [*opening, *tokenizer.encode("red apple"), tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "f1"),
+    [
+        ("red apple", "red apple", 1.0),
+        ("Red, apple!", "red apple", 1.0),
+        ("red cat", "cat", 2 / 3),
+        ("cat cat", "cat", 2 / 3),
+        ("dog", "cat", 0.0),
+        ("", "cat", 0.0),
+    ],
+)
+def test_token_f1(answer: str, text: str, f1: float) -> None:
+    assert token_f1(answer, text) == pytest.approx(f1)
+
+
+def test_collate_and_digests() -> None:
+    data, config = Captions(), tiny()
+    test = data.datasets(config)["test"]
+    batch = data.collate([test[0], test[1]])
+    assert batch["pixel_values"].shape == (2, 3, 48, 48)
+    assert isinstance(batch["text"], list)
+    one, two = data.digests(config), data.digests(openmoji().model_copy(update={"seed": 1}))
+    assert one["test"] == two["test"]
+    assert one["train"] != two["train"]
+
+
+def write_folder(root: Path, num_pictures: int, header: str = "file_name,text") -> None:
+    random = np.random.default_rng(0)
+    lines = [header]
+    for number in range(num_pictures):
+        Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(root / f"{number}.png")
+        lines.append(f"{number}.png,thing number {number}")
+    (root / "metadata.csv").write_text("\n".join(lines))
+
+
+def test_a_folder_with_a_table_replaces_the_embedded_pictures(tmp_path: Path) -> None:
+    write_folder(tmp_path, 60)
+    rows = caption_splits(str(tmp_path), 32)
+    assert sum(len(rows[split]) for split in SPLITS) == 60
+    assert Pictures("train", 0, CaptionsData(path=str(tmp_path), image_size=32))[0]["pixel_values"].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("no table", "has no metadata.csv"),
+        ("columns", "needs the columns file_name and text"),
+        ("few", "no picture falls into the"),
+        ("outside", "outside of the folder"),
+        ("absent", "cannot be read"),
+        ("unreadable", "not one of PNG"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, damage: str, reason: str) -> None:
+    if damage != "no table":
+        write_folder(tmp_path, 2, "picture,caption" if damage == "columns" else "file_name,text")
+    extra = {"outside": "../secret.png,secret", "absent": "none.png,nothing", "unreadable": "note.png,a note"}
+    if damage in extra:
+        (tmp_path / "note.png").write_text("no picture")
+        with (tmp_path / "metadata.csv").open("a") as table:
+            table.write("\n" + extra[damage])
+    with pytest.raises(ValueError, match=reason):
+        caption_splits(str(tmp_path), 16)

@@ -1,0 +1,1 @@
+"""Real pictures with real names: OpenMoji emoji and what Unicode calls them."""
