@@ -6,7 +6,7 @@ SHELL := bash
 .PHONY: help setup demo test test-all lint gpu
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
-WARM_LIMIT_S ?= 300
+WARM_LIMIT_S ?= 600
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export OMP_NUM_THREADS := 1

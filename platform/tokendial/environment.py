@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> int:
                 print("DeepSpeed's CPU operator is not needed here")
                 return 0
             try:
-                seconds = warm(float(rest[0]) if rest else 300.0)
+                seconds = warm(float(rest[0]) if rest else 600.0)
             except (TimeoutError, RuntimeError) as error:
                 print(error, file=sys.stderr)
                 return 1
