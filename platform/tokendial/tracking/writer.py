@@ -7,7 +7,7 @@ the journal beside the run and are sent when it is back, at `close`, or by the n
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,6 +22,9 @@ from tokendial.tracking.uri import redact
 
 MAX_QUEUED = 100_000
 BATCH_VALUES = 1000
+# While training runs: a batch is some 20 ms of Python, which the training thread may have to wait for.
+SMALL_BATCH_VALUES = 200
+REST_FACTOR = 4
 MAX_NAME_CHARS = 250
 MAX_BACKOFF_SECONDS = 30.0
 
@@ -102,6 +105,10 @@ class MetricWriter:
                 raise ValueError(f"metric name {name!r} does not fit the naming scheme of tokendial.metrics")
         self._known.update(values)
 
+    def _rest(self, seconds: float) -> None:
+        """Leave the interpreter to the training thread after `seconds` of sending, unless the writer is closing."""
+        self._stop_sender.wait(REST_FACTOR * seconds)
+
     def _keep_journal(self) -> None:
         stopping = False
         while not stopping:
@@ -123,7 +130,7 @@ class MetricWriter:
             self._run_id = self._run_id or ensure_open(self._client, self._uri, self._folder)
             if self._at_server is None:
                 self._at_server = _last_steps(self._client, self._run_id) if self.journal.fresh else {}
-            send(self._client, self._run_id, self.journal, self._at_server)
+            send(self._client, self._run_id, self.journal, self._at_server, SMALL_BATCH_VALUES, self._rest)
         except AWAY as error:
             if not self._failing:
                 logger.warning(
@@ -137,25 +144,37 @@ class MetricWriter:
         return True
 
 
+def _no_rest(seconds: float) -> None:
+    del seconds
+
+
 def send(
-    client: MlflowClient, run_id: str, journal: Journal, at_server: Mapping[str, int] = MappingProxyType({})
+    client: MlflowClient,
+    run_id: str,
+    journal: Journal,
+    at_server: Mapping[str, int] = MappingProxyType({}),
+    limit: int = BATCH_VALUES,
+    rest: Callable[[float], None] = _no_rest,
 ) -> None:
-    """Send a journal's unsent records in batches, remembering how far it got after each.
+    """Send a journal's unsent records in batches of about `limit` values, remembering how far it got after each.
 
     `at_server` holds the last step per name that the server had when the journal began: earlier ones are left out.
+    `rest` is called with the seconds each batch took.
     """
     journal.bind(run_id)
     while journal.pending_bytes:
-        records, offset = journal.unsent(BATCH_VALUES)
+        records, offset = journal.unsent(limit)
         metrics = [
             Metric(name, value, record.time_ms, record.step)
             for record in records
             for name, value in record.values.items()
             if record.step > at_server.get(name, -1)
         ]
+        started = time.monotonic()
         for start in range(0, len(metrics), BATCH_VALUES):
             client.log_batch(run_id, metrics=metrics[start : start + BATCH_VALUES])
         journal.acknowledge(offset)
+        rest(time.monotonic() - started)
 
 
 def _last_steps(client: MlflowClient, run_id: str) -> dict[str, int]:
