@@ -4,18 +4,21 @@ A fault is JSON in `description`, the one field that neither names a run nor sha
 `{"kill": [9], "rank": 1, "marker": FILE}` kills the rank's process when it first meets global batch 9;
 `{"nan": [5, 6]}` makes the features of these global batches not a number; `{"fail": [3]}` raises;
 `{"slow": [0.5]}` sleeps before each micro-batch. What fired is appended to `marker`, a line each.
+`train_faults:uneven` has examples with different numbers of answers.
 """
 
 import json
 import os
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tokendial.contracts import Batch, Data, RunConfig, Task
+from tokendial.contracts import Batch, Data, Example, RunConfig, Task
 from tokendial.train.order import example_at
+from tokendial_workloads.digits.data import IGNORED, DigitsMosaics
 from tokendial_workloads.digits.task import DigitsTask
 from tokendial_workloads.digits.workload import digits
 from torch import Tensor, nn
@@ -65,6 +68,24 @@ def load() -> tuple[Data, Task]:
     return data, FaultyTask()
 
 
+class UnevenData(DigitsMosaics):
+    """Every other example keeps its first answer only, so micro-batches differ in their numbers of targets."""
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        batch = super().collate(examples)
+        for row, source in enumerate(batch["source"]):
+            if int(source.rpartition("/")[2]) % 2 == 0:
+                labels = batch["labels"][row]
+                first = int((labels != IGNORED).nonzero()[0])
+                labels[first + 1 :] = IGNORED
+        return batch
+
+
+def load_uneven() -> tuple[Data, Task]:
+    return UnevenData(), DigitsTask()
+
+
+uneven = replace(digits, name="train_faults:uneven", load=load_uneven)
 faulty = replace(digits, name="train_faults:faulty", load=load)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from tokendial.contracts import Cost, RunConfig, StageConfig
 from tokendial.schedule import Plan, TokenSchedule
+from tokendial.schedule.draw import Group
 
 MAX_STEPS = 10_000_000
 
@@ -61,6 +62,15 @@ def step_cost(config: RunConfig[Any], cost: Cost, stage: StageConfig, plan: Plan
             flops += rows * cost.language_flops(teacher, trained, backward=False)
             tokens += rows * (teacher + config.data.text_tokens)
     return Spent(flops, tokens)
+
+
+def group_flops(cost: Cost, stage: StageConfig, group: Group) -> float:
+    """A group alone and without padding: the key by which counts share a step's FLOPs and seconds."""
+    trained = frozenset(stage.train)
+    each = cost.tower_flops("tower" in trained) + cost.language_flops(group.count, trained)
+    if group.teacher_count is not None:
+        each += cost.language_flops(group.teacher_count, trained, backward=False)
+    return len(group.positions) * each
 
 
 def run_cost(config: RunConfig[Any], cost: Cost, horizon: int) -> Spent:

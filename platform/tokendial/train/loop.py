@@ -20,7 +20,7 @@ from tokendial.ledger import Ledger
 from tokendial.schedule import Plan, TokenSchedule
 from tokendial.schedule.draw import mix64, stream_key
 from tokendial.train import engine as ds
-from tokendial.train.horizon import StagePlan, step_cost
+from tokendial.train.horizon import StagePlan, group_flops, step_cost
 from tokendial.train.memory import peak_bytes
 from tokendial.train.order import rank_batches
 from tokendial.train.rate import rate
@@ -221,15 +221,18 @@ def _account(
         amounts = {"flops": spent.flops, "seconds": seconds, "examples": config.global_batch, "steps": 1}
         ledger.add(0, **amounts, peak_bytes=peak)
         return
-    parts = [step_cost(config, job.cost, stage.config, Plan((group,))).flops for group in plan.groups]
+    parts = [group_flops(job.cost, stage.config, group) for group in plan.groups]
     masked = spent.tokens - sum(len(g.positions) * (g.count + config.data.text_tokens) for g in plan.groups)
+    passed = 0
     for group, own, words in zip(plan.groups, parts, text, strict=True):
         share, rows = own / sum(parts), len(group.positions)
+        padding = masked - passed if group is plan.groups[-1] else round(masked * share)
+        passed += padding
         ledger.add(
             group.count,
             visual_tokens=rows * group.count,
             text_tokens=words,
-            pad_tokens=rows * config.data.text_tokens - words + round(masked * share),
+            pad_tokens=rows * config.data.text_tokens - words + padding,
             flops=spent.flops * share,
             seconds=seconds * share,
             examples=rows,
