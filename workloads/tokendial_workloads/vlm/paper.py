@@ -3,14 +3,13 @@
 SigLIP-so400m (27 layers, width 1152, 14-pixel patches of 448-pixel images: 1,024 patches), the pool projector, and
 Qwen2.5 at 3 B (width 2048) or 7 B (width 3584); counts 64, 144 and 256 drawn 2:3:5. The paper's learning rates and
 data are not public; the recipe here is the usual one, projector first and then all of it. Run it with
-`tokendial train tokendial_workloads.vlm.paper:paper_3b`, on GPUs.
+`tokendial train vlm.paper`, on GPUs.
 """
 
 from typing import Any
 
 from tokendial.contracts import (
     BudgetConfig,
-    DataConfig,
     EvaluationConfig,
     LanguageConfig,
     ModelConfig,
@@ -21,6 +20,8 @@ from tokendial.contracts import (
     ZeroConfig,
 )
 from tokendial.schedule import preset
+
+from tokendial_workloads.captions.config import CaptionsData
 
 COUNTS = (64, 144, 256)
 GRID_OF_COUNTS = (16, 36, 64, 100, 144, 256)
@@ -60,17 +61,17 @@ QWEN_7B = {
 }
 
 
-def paper_3b() -> RunConfig[DataConfig]:
+def paper_3b() -> RunConfig[CaptionsData]:
     """SigLIP-so400m with Qwen2.5-3B: a projector of 15.05 M parameters."""
     return _paper("paper_3b", "SigLIP-so400m + Qwen2.5-3B, 64/144/256 tokens of 1,024 patches", SO400M, QWEN_3B)
 
 
-def paper_7b() -> RunConfig[DataConfig]:
+def paper_7b() -> RunConfig[CaptionsData]:
     """SigLIP-so400m with Qwen2.5-7B: a projector of 20.36 M parameters."""
     return _paper("paper_7b", "SigLIP-so400m + Qwen2.5-7B, 64/144/256 tokens of 1,024 patches", SO400M, QWEN_7B)
 
 
-def paper_tenth() -> RunConfig[DataConfig]:
+def paper_tenth() -> RunConfig[CaptionsData]:
     """The 3 B configuration at a tenth of its widths, at full depth and patch count; runs on a CPU."""
     tower = {**SO400M, "hidden_size": 112, "intermediate_size": 432, "num_attention_heads": 2}
     language = {
@@ -86,6 +87,7 @@ def paper_tenth() -> RunConfig[DataConfig]:
         update={
             "workers": 1,
             "global_batch": 4,
+            "micro_batch": None,
             "zero": ZeroConfig(stage=1),
             "budget": BudgetConfig(steps=20),
             "evaluation": EvaluationConfig(
@@ -95,8 +97,8 @@ def paper_tenth() -> RunConfig[DataConfig]:
     )
 
 
-def _paper(name: str, description: str, tower: dict[str, Any], language: dict[str, Any]) -> RunConfig[DataConfig]:
-    return RunConfig[DataConfig](
+def _paper(name: str, description: str, tower: dict[str, Any], language: dict[str, Any]) -> RunConfig[CaptionsData]:
+    return RunConfig[CaptionsData](
         experiment=f"tokendial_workloads.vlm.paper:{name}",
         workload="captions.openmoji",
         description=description,
@@ -111,7 +113,7 @@ def _paper(name: str, description: str, tower: dict[str, Any], language: dict[st
             pooling="resize_then_avg",
         ),
         schedule=preset("tokenflex", COUNTS),
-        data=DataConfig(text_tokens=128, num_workers=4),
+        data=CaptionsData(text_tokens=128, num_workers=4, image_size=SO400M["image_size"]),
         optimizer=OptimizerConfig(lr=1e-3, tower_lr_factor=0.1, weight_decay=0.0, shape="cosine", warmup=0.03),
         stages=(
             StageConfig(name="projector", share=1, train=("projector",)),
