@@ -247,6 +247,12 @@ def _cooled(weights: Sequence[Fraction], temperature: Fraction) -> list[Fraction
         context.prec = 28
         power = Decimal(temperature.denominator) / Decimal(temperature.numerator)
         largest = max(weights)
-        scaled = [weight / largest for weight in weights]
-        roots = [(Decimal(w.numerator) / Decimal(w.denominator)) ** power if w else Decimal(0) for w in scaled]
-        return [Fraction(root) for root in roots]
+        return [_power(weight / largest, power) for weight in weights]
+
+
+def _power(share: Fraction, power: Decimal) -> Fraction:
+    """share ** power of a share up to 1; 0 far below what a draw resolves, where Decimal would take seconds."""
+    base = Decimal(share.numerator) / Decimal(share.denominator)
+    if not base or base.ln() * power < -100:
+        return Fraction(0)
+    return Fraction(base**power)
