@@ -37,13 +37,16 @@ Overrides = Annotated[
 def main() -> None:
     """Entry of the console script."""
     environment.apply()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # Experiments of one's own, `module:function`, are looked for in the working folder too.
+    sys.path.append(os.getcwd())
     app()
 
 
 @contextmanager
 def failures() -> Iterator[None]:
     """Turn errors into one sentence on stderr and an exit status."""
-    from tokendial.failures import WorkFailed
+    from tokendial.failures import Terminated, WorkFailed
 
     try:
         yield
@@ -53,6 +56,8 @@ def failures() -> Iterator[None]:
         _stop(1, error)
     except KeyboardInterrupt:
         _stop(130, "interrupted; the same command continues the run")
+    except Terminated:
+        _stop(143, "stopped; the same command continues the run")
 
 
 def _stop(code: int, message: object) -> NoReturn:
@@ -177,16 +182,20 @@ def doctor(json_: Json = False) -> None:
             raise typer.Exit(1)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
-    part: Annotated[str, typer.Argument(help="What to measure: train or kernels.")],
+    part: Annotated[str | None, typer.Argument(help="What to measure: train or kernels.")] = None,
+    help_: Annotated[bool, typer.Option("--help", help="Show this message, or the options of PART.")] = False,
 ) -> None:
     """Measure this machine against stated floors and peers; rows go to benchmarks/. Options: `bench PART --help`."""
+    if part is None:
+        print(context.get_help())
+        return
     with failures():
         from tokendial.bench import run
 
-        raise typer.Exit(run(part, context.args))
+        raise typer.Exit(run(part, [*context.args, *(["--help"] if help_ else [])]))
 
 
 def _integers(option: str, text: str) -> tuple[int, ...]:

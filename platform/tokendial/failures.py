@@ -1,5 +1,9 @@
-"""The one error that means the work itself failed, though the input was good."""
+"""How work ends other than well, though the input was good."""
 
 
 class WorkFailed(RuntimeError):
     """Why the work failed, in one sentence; the command exits 1."""
+
+
+class Terminated(BaseException):
+    """SIGTERM: the run ends as KILLED and can be continued."""

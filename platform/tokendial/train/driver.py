@@ -16,7 +16,7 @@ from tokendial import environment, identity, runs
 from tokendial.contracts import RunConfig
 from tokendial.curve import group_quality, token_curve
 from tokendial.experiments import ConfigError, workload
-from tokendial.failures import WorkFailed
+from tokendial.failures import Terminated, WorkFailed
 from tokendial.ledger import Ledger
 from tokendial.model_folder import ModelCard, write_cards
 from tokendial.results import ExampleAnswers, RunResult, read_result, write_result
@@ -28,10 +28,6 @@ from tokendial.train.horizon import horizon
 from tokendial.versions import versions
 
 Progress = Callable[[Mapping[str, Any]], None]
-
-
-class Terminated(BaseException):
-    """SIGTERM: the run ends as KILLED and can be continued."""
 
 
 def train(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from tokendial import environment
-from tokendial.failures import WorkFailed
+from tokendial.failures import Terminated, WorkFailed
 from tokendial.train.worker import Order, Seat, work
 
 COLLECTIVE_TIMEOUT_S = 120
@@ -44,13 +47,14 @@ def connect(address: str | None = None) -> None:
     """Join the Ray cluster of this process, or start one on this machine."""
     if ray.is_initialized():
         return
-    ray.init(
-        address=address or os.environ.get("RAY_ADDRESS"),
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        configure_logging=True,
-    )
+    with _own_signals():
+        ray.init(
+            address=address or os.environ.get("RAY_ADDRESS"),
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            configure_logging=True,
+        )
 
 
 def cluster_gpus() -> int:
@@ -68,7 +72,7 @@ def train(order: Order, workers: int, max_failures: int, tracking: Mapping[str, 
     folder = Path(order.folder)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"order": asdict(order), "board": board, "tracking": dict(tracking)},
+        train_loop_config={"order": asdict(order), "board": board, "tracking": dict(tracking), "path": sys.path},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
         run_config=RayRunConfig(
@@ -82,7 +86,8 @@ def train(order: Order, workers: int, max_failures: int, tracking: Mapping[str, 
     watcher = threading.Thread(target=_watch, args=(board, progress, stop), daemon=True)
     watcher.start()
     try:
-        trainer.fit()
+        with _own_signals():
+            _fit(trainer)
     except TrainingFailedError as error:
         message = f"training failed after {max_failures} restarts: {_cause(error)}; logs are in {folder}/logs"
         raise WorkFailed(message) from error
@@ -90,6 +95,36 @@ def train(order: Order, workers: int, max_failures: int, tracking: Mapping[str, 
         stop.set()
         watcher.join()
         ray.kill(board)  # pyright: ignore[reportArgumentType]
+
+
+def _fit(trainer: TorchTrainer) -> None:
+    """Train; where this process is told to stop, let Ray end the workers first.
+
+    Ray Train answers SIGINT by aborting its controller and exiting, and knows no answer to SIGTERM.
+    """
+    try:
+        trainer.fit()
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    except Terminated:
+        abort = signal.getsignal(signal.SIGINT)
+        with suppress(SystemExit):
+            abort(signal.SIGINT, None)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+        raise
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Give back the signal handlers that Ray replaces for good."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _worker_runtime_env() -> dict[str, Any] | None:
@@ -113,8 +148,9 @@ def _watch(board: Any, progress: Progress, stop: threading.Event) -> None:
 
 
 def _worker(payload: dict[str, Any]) -> None:
-    """Entry of one training worker."""
+    """Entry of one training worker; it finds a user's own modules where the driver did."""
     environment.apply()
+    sys.path += [folder for folder in payload["path"] if folder not in sys.path]
     import torch
     from tokendial.tracking.writer import MetricWriter
 
