@@ -55,12 +55,21 @@ def quality(count: int) -> str:
 
 def group_quality(group: str, count: int) -> str:
     """Final quality of one question type at one count."""
-    return f"quality_{re.sub('[^a-z0-9_]', '_', group.lower())}/k{count}"
+    return f"quality_{_slug(group)}/k{count}"
+
+
+def measure(name: str, count: int) -> str:
+    """Final secondary measure of the workload at one count."""
+    return f"measure_{_slug(name)}/k{count}"
 
 
 def regret(count: int) -> str:
     """Twin's quality minus the flexible model's at the twin's count."""
     return f"regret/k{count}"
+
+
+def _slug(text: str) -> str:
+    return re.sub("[^a-z0-9_]", "_", text.lower())
 
 
 def ledger_metrics(ledger: Ledger) -> dict[str, float]:

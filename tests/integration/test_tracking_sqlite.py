@@ -184,7 +184,13 @@ def test_finish_leaves_curve_tables_figures_model_and_status(uri: str, run_dir: 
     assert run.info.status == "FINISHED"
     assert history(uri, run_id, "curve/quality") == [(4, 0.3), (16, 0.96)]
     assert history(uri, run_id, "quality/k16") == [(10, 0.96)]
-    assert {"autc", "ledger/visual_tokens/k4", "quality_read_it/k4", "ledger/money"} <= run.data.metrics.keys()
+    assert {
+        "autc",
+        "ledger/visual_tokens/k4",
+        "quality_read_it/k4",
+        "measure_token_f1/k4",
+        "ledger/money",
+    } <= run.data.metrics.keys()
     paths = {item.path for folder in ("", "figures", "tables") for item in client.list_artifacts(run_id, folder)}
     assert {"figures/curve.png", "tables/curve.json", "tables/examples.json", "result.json"} <= paths
     assert "| 16 | 0.960 |" in run.data.tags["mlflow.note.content"]

@@ -60,6 +60,7 @@ def result(run_dir: Path, run_id: str | None, **changes: Any) -> RunResult:
         "curve": CURVE,
         "autc": autc(CURVE),
         "groups": {"read it": {4: 0.2, 16: 0.9}},
+        "extras": {"token F1": {4: 0.4}},
         "metric": "accuracy",
         "split": "test",
         "workload": "digits",

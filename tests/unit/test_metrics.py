@@ -28,7 +28,7 @@ def test_every_name_fits_the_scheme():
     ledger = Ledger(price_per_hour=1.0)
     ledger.add(4, flops=1.0)
     made = [metrics.stage_loss("warm-up"), metrics.count_loss(4), metrics.validation_quality(4), metrics.regret(4)]
-    made += [metrics.group_quality("Where is it?", 4), *metrics.ledger_metrics(ledger)]
+    made += [metrics.group_quality("Where is it?", 4), metrics.measure("token F1", 4), *metrics.ledger_metrics(ledger)]
     assert len(constants) > 10
     assert [name for name in [*constants, *made] if not metrics.NAME.fullmatch(name)] == []
 

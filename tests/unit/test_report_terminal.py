@@ -33,6 +33,12 @@ def test_a_run_prints_curve_groups_and_ledger():
     assert "Regret" not in text
 
 
+def test_secondary_measures_are_printed():
+    text = printed(result(None, 0).model_copy(update={"extras": {"token F1": {4: 0.25, 16: 0.5}}}))
+    assert "Secondary measures" in text
+    assert "0.250" in text
+
+
 def test_a_run_with_twins_prints_regret_and_matrix():
     text = printed(with_twins())
     assert "Regret against twins of the same steps" in text

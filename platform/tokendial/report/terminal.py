@@ -1,6 +1,6 @@
 """Tables for a terminal: the token curve with its intervals as text bars, the ledger, comparisons."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +21,9 @@ def print_result(result: RunResult, console: Console) -> None:
     if result.curve:
         console.print(curve_table(result))
     if len(result.groups) > 1:
-        console.print(group_table(result))
+        console.print(detail_table("By question type", "type", result.groups))
+    if result.extras:
+        console.print(detail_table("Secondary measures", "measure", result.extras))
     if result.regret:
         console.print(regret_table(result))
     if result.matrix:
@@ -64,14 +66,15 @@ def bar(quality: float, low: float, high: float, cells: int = BAR_CELLS) -> Text
     return text
 
 
-def group_table(result: RunResult) -> Table:
-    """Quality by question type and count."""
-    table = Table(title="By question type", title_justify="left")
-    table.add_column("type")
-    for count in sorted(result.curve):
+def detail_table(title: str, label: str, lines: Mapping[str, Mapping[int, float]]) -> Table:
+    """One row per line, one column per count."""
+    table = Table(title=title, title_justify="left")
+    table.add_column(label)
+    counts = sorted({count for line in lines.values() for count in line})
+    for count in counts:
         table.add_column(str(count), justify="right")
-    for group, line in sorted(result.groups.items()):
-        table.add_row(group, *(f"{line[count]:.3f}" for count in sorted(result.curve)))
+    for name, line in sorted(lines.items()):
+        table.add_row(name, *(f"{line[count]:.3f}" if count in line else "" for count in counts))
     return table
 
 

@@ -107,13 +107,14 @@ def _log_values(client: MlflowClient, run_id: str, result: RunResult, time_ms: i
 
 def _rows(result: RunResult) -> dict[str, list[tuple[int, dict[str, float]]]]:
     """(step, values) of each part of a result."""
-    groups = {
-        metrics.group_quality(group, count): value
-        for group, line in sorted(result.groups.items())
+    details = {
+        name(label, count): value
+        for name, table in ((metrics.group_quality, result.groups), (metrics.measure, result.extras))
+        for label, line in sorted(table.items())
         for count, value in sorted(line.items())
     }
     return {
-        "curve": [*metrics.curve_metrics(result.curve, result.steps), (result.steps, groups)] if result.curve else [],
+        "curve": [*metrics.curve_metrics(result.curve, result.steps), (result.steps, details)] if result.curve else [],
         "regret": [(count, {metrics.regret(count): gap.mean}) for count, gap in sorted(result.regret.items())],
         "ledger": [(result.steps, metrics.ledger_metrics(result.spent))] if result.spent else [],
     }
