@@ -1,0 +1,61 @@
+"""From the command to its first step, and the memory a worker peaks at: one short run through the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tokendial.bench.records import Row
+from tokendial.failures import WorkFailed
+from tokendial.metrics import LOSS
+
+STEPS = 20
+MOST_START_S = 30.0
+TIMEOUT_S = 300
+
+
+def start_rows(experiment: str) -> list[Row]:
+    """Runs `tokendial train` with its tracking under a folder of its own; everything is warm from the parts before."""
+    with tempfile.TemporaryDirectory(prefix="tokendial-bench-") as home:
+        overrides = [f"budget.steps={STEPS}", "evaluation.test_examples=64", "evaluation.validation_examples=64"]
+        command = [sys.executable, "-m", "tokendial", "train", experiment, *overrides, "--json"]
+        began = time.time()
+        done = subprocess.run(
+            command, env=os.environ | {"TOKENDIAL_HOME": home}, capture_output=True, text=True, timeout=TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
+        whole_s = time.time() - began
+        if done.returncode:
+            raise WorkFailed(f"{' '.join(command[1:])} failed: {done.stderr.strip()[-400:]}")
+        result = json.loads(done.stdout.splitlines()[-1])
+        first_s = _first_step(Path(home) / "mlflow.db") - began
+    peak = max(tally["peak_bytes"] for tally in result["ledger"]["counts"].values()) / 2**20
+    setting = f"{experiment}, {STEPS} steps, warm"
+    return [
+        _single("command to first step", setting, first_s, "s", MOST_START_S),
+        _single("command to result, with scoring of 64 mosaics", setting, whole_s, "s"),
+        _single("peak memory of a worker (resident)", setting, peak, "MiB"),
+    ]
+
+
+def _first_step(database: Path) -> float:
+    """When the first step's loss was logged, seconds since the epoch."""
+    connection = sqlite3.connect(database)
+    try:
+        query = "select min(timestamp) from metrics where key = ?"
+        (milliseconds,) = connection.execute(query, (LOSS,)).fetchone()
+    finally:
+        connection.close()
+    return milliseconds / 1e3
+
+
+def _single(name: str, setting: str, value: float, unit: str, at_most: float | None = None) -> Row:
+    return Row(
+        name=name, setting=setting, value=value, low=value, high=value, unit=unit, num_samples=1, at_most=at_most
+    )
