@@ -6,6 +6,7 @@ from tokendial.contracts import Cost, Data, RunConfig, Task, Workload
 
 from tokendial_workloads.captions.config import CaptionsData
 from tokendial_workloads.captions.vocabulary import GROUPS, VOCABULARY
+from tokendial_workloads.vlm.admission import check_counts
 from tokendial_workloads.vlm.cost import ModelCost
 
 
@@ -18,6 +19,7 @@ def check(config: RunConfig[Any]) -> None:
         raise ValueError(
             f"model.language.tokenizer {config.model.language.tokenizer} is set, but captions trains its own"
         )
+    check_counts(config)
 
 
 def cost(config: RunConfig[Any]) -> Cost:

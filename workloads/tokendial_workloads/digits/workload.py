@@ -31,10 +31,11 @@ def check(config: RunConfig[Any]) -> None:
 
 
 def cost(config: RunConfig[Any]) -> Cost:
-    """Text is padded to `data.text_tokens` beside the image slot; the warm-up head is one matrix on each cell."""
+    """Text is padded to `data.text_tokens` beside the image slot; the warm-up head reads at three resolutions."""
     vocabulary = len(SPECIALS) + len(WORDS)
     model = ModelCost(config.model, config.data.text_tokens + 1, vocabulary, config.activation_checkpointing)
-    model.warmup_head_flops = 2.0 * len(CELLS) * model.tower.width * 10
+    readings = model.num_patches * 10 + len(CELLS) * (10 + 8) + 4 * (4 * 10)
+    model.warmup_head_flops = 2.0 * model.tower.width * readings
     return model
 
 
