@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokendial_kernels.bipartite_merge.kernel import NUM_WARPS as MATCH_WARPS
-from tokendial_kernels.bipartite_merge.kernel import best_match_kernel
+from tokendial_kernels.bipartite_merge.kernel import best_match_kernel, choose_kernel, merge_kernel
 from tokendial_kernels.gather_prune.kernel import gather_kernel
 from tokendial_kernels.pool.kernel import pool_kernel, spread_kernel
 from tokendial_kernels.pool_norm.kernel import pool_norm_backward_kernel, pool_norm_kernel
@@ -22,10 +22,11 @@ FLOAT32_POINTERS = frozenset(
         "grad_weight_ptr",
         "grad_bias_ptr",
         "best_ptr",
+        "output_sizes_ptr",
     ]
 )
 INT32_POINTERS = frozenset(["start_h_ptr", "start_w_ptr", "tokens_ptr", "sides_ptr"])
-INT64_POINTERS = frozenset(["index_ptr", "partner_ptr"])
+INT64_POINTERS = frozenset(["index_ptr", "partner_ptr", "source_ptr", "destination_ptr", "kept_ptr", "row_ptr"])
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,21 @@ CASES = (
         {"BLOCK_E": 64, "BLOCK_O": 64, "BLOCK_C": 64},
         MATCH_WARPS,
         has_dots=True,
+    ),
+    Case(
+        "choose",
+        choose_kernel,
+        {"num_tiles": 8, "num_even": 512, "num_odd": 512, "num_merged": 256},
+        {"BLOCK_E": 512, "BLOCK_J": 16},
+        MATCH_WARPS,
+    ),
+    Case(
+        "merge",
+        merge_kernel,
+        {"num_tokens": 1024, "num_kept": 768, "num_merged": 256} | FEATURES,
+        {"HAS_SIZES": True, "BLOCK_R": 128, "BLOCK_C": CHANNELS},
+        num_warps=4,
+        memory_bound=True,
     ),
     Case(
         "gather",

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tokendial_kernels.bipartite_merge.kernel import launch_best_match
+from tokendial_kernels.bipartite_merge.kernel import launch_best_match, launch_choose, launch_merge
+from tokendial_kernels.bipartite_merge.reference import choose_reference, merge_reference
 from tokendial_kernels.gather_prune.kernel import launch_gather
 from tokendial_kernels.pool.kernel import launch_pool, launch_spread
 from tokendial_kernels.pool.reference import pool_reference
@@ -163,10 +164,41 @@ def test_best_match_is_the_row_maximum_of_cosines(dtype: torch.dtype, batch: int
     metric = draw(batch, num_tokens, channels + 1, dtype=dtype)[:, :, :channels]
     unit = F.normalize(metric.double(), dim=-1)
     scores = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
-    best, index = poisoned(launch_best_match, metric)
-    assert (best.double() - scores.amax(2)).abs().max() < 1e-5
-    chosen = scores.gather(2, index.unsqueeze(2)).squeeze(2)
+    best, partner = poisoned(launch_best_match, metric)
+    assert (best.amax(1).double() - scores.amax(2)).abs().max() < 1e-5
+    chosen = scores.gather(2, partner.gather(1, best.argmax(1, keepdim=True)).transpose(1, 2)).squeeze(2)
     assert (chosen - scores.amax(2)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("batch", "num_tokens", "r"), [(1, 2, 1), (2, 7, 3), (3, 12, 2), (2, 41, 17)], ids=str)
+def test_choice_is_the_references_ties_included(dtype: torch.dtype, batch: int, num_tokens: int, r: int):
+    num_even, num_odd = num_tokens - num_tokens // 2, num_tokens // 2
+    generator = torch.Generator().manual_seed(0)
+    # Few values, so that many are tied; the earlier token is to win, as in a stable sort.
+    best = (torch.randint(4, (batch, 3, num_even), generator=generator) / 4).to(DEVICE)
+    partner = torch.randint(num_odd, (batch, 3, num_even), generator=generator).to(DEVICE)
+    top, tile = best.max(dim=1)
+    wanted_partner = partner.gather(1, tile.unsqueeze(1)).squeeze(1)
+    order = top - torch.arange(num_even, device=DEVICE) * 1e-4
+    wanted = choose_reference(order, wanted_partner, r, num_tokens)
+    for result, expected in zip(poisoned(launch_choose, best, partner, r, num_tokens), wanted, strict=True):
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("has_sizes", [True, False], ids=["sizes", "no_sizes"])
+def test_merge_is_the_size_weighted_mean(dtype: torch.dtype, has_sizes: bool):
+    features = draw(2, 9, 7, dtype=dtype)[:, :, :6]
+    sizes = draw(2, 9, dtype=dtype, seed=1).abs() + 1 if has_sizes else None
+    # Tokens 0, 4 and 6 go into token 3 of the first item: several sources of one row.
+    best, partner = torch.zeros(2, 5), torch.tensor([[1, 3, 1, 1, 2], [0, 1, 2, 3, 3]])
+    best[:, [0, 2, 3]] = 1.0
+    source, destination, kept, row = (index.to(DEVICE) for index in choose_reference(best, partner, 3, 9))
+    merged, totals = poisoned(launch_merge, features, sizes, source, destination, kept)
+    wanted, wanted_totals = merge_reference(
+        features.double(), None if sizes is None else sizes.double(), source, kept, row
+    )
+    assert_near(merged, wanted, dtype)
+    torch.testing.assert_close(totals.double(), wanted_totals)
 
 
 def test_gather_moves_rows_and_leaves_zeros_for_minus_one(dtype: torch.dtype):

@@ -12,6 +12,7 @@ import pytest
 import tokendial_kernels
 import torch
 from tokendial_kernels.bipartite_merge import bipartite_merge
+from tokendial_kernels.bipartite_merge.op import merge_op
 from tokendial_kernels.gather_prune import gather_prune
 from tokendial_kernels.pool import pool
 from tokendial_kernels.pool.op import pool_op
@@ -76,6 +77,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 FEATURES, WEIGHTS = draw(2, 15, 4), [draw(6, 4, seed=1), draw(6, 4, seed=2), draw(5, 6, seed=3), draw(4, seed=4)]
 
+MATCH = bipartite_merge(FEATURES, 3)
+INDICES = MATCH.source_BR, MATCH.destination_BR, MATCH.kept_BM, MATCH.row_BN
+
 
 def project(x: Tensor) -> Tensor:
     gate, up, down, norm = WEIGHTS
@@ -92,6 +96,7 @@ COMPILED: dict[str, Callable[[Tensor], Any]] = {
     "projector": project,
     "gated_linear_op": lambda x: gated_linear_op(x.flatten(0, 1), WEIGHTS[0], None, WEIGHTS[1], None, True)[0],
     "bipartite_merge": lambda x: bipartite_merge(x.detach(), 3).merge(x)[0],
+    "merge_op": lambda x: merge_op(x, None, *INDICES)[0],
     "gather_prune": lambda x: gather_prune(x, x[:, :, 0].detach(), [1, 4]).features_BKC,
 }
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokendial_kernels.bipartite_merge import bipartite_merge
-from tokendial_kernels.bipartite_merge.op import best_match_op
+from tokendial_kernels.bipartite_merge.op import match_op, merge_op
 from tokendial_kernels.gather_prune import gather_prune
 from tokendial_kernels.gather_prune.op import gather_op
 from torch import Tensor
@@ -67,7 +67,11 @@ def test_merge_and_unmerge_pass_gradcheck_and_the_match_passes_opcheck():
     features, sizes = draw(2, 7, 2, seed=1).requires_grad_(), (draw(2, 7, seed=2).abs() + 1).requires_grad_()
     assert torch.autograd.gradcheck(merge.merge, (features, sizes))
     assert torch.autograd.gradcheck(lambda x: merge.unmerge(merge.merge(x)[0]), features)
-    torch.library.opcheck(best_match_op, (metric.float(),))
+    torch.library.opcheck(match_op, (metric.float(), 3))
+    indices = merge.source_BR, merge.destination_BR, merge.kept_BM, merge.row_BN
+    assert torch.autograd.gradcheck(lambda x, s: merge_op(x, s, *indices), (features, sizes))
+    assert torch.autograd.gradcheck(lambda x: merge_op(x, None, *indices)[0], features)
+    torch.library.opcheck(merge_op, (features, sizes, *indices))
 
 
 def test_half_precision_sizes_do_not_saturate_the_sums():

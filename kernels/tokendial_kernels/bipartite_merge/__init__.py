@@ -5,7 +5,8 @@ from torch import Tensor
 
 from tokendial_kernels.bipartite_merge.cpu import best_match_cpu
 from tokendial_kernels.bipartite_merge.merge import Merge
-from tokendial_kernels.bipartite_merge.op import best_match_op
+from tokendial_kernels.bipartite_merge.op import match_op
+from tokendial_kernels.bipartite_merge.reference import choose_reference
 from tokendial_kernels.route import runs_kernel
 from tokendial_kernels.validation import check_floating
 
@@ -21,12 +22,10 @@ def bipartite_merge(metric_BNC: Tensor, r: int) -> Merge:
     num_tokens = metric_BNC.shape[1]
     if not isinstance(r, int) or not 0 <= r <= num_tokens // 2:
         raise ValueError(f"r is {r!r}; admissible: an integer from 0 to {num_tokens // 2}, half of {num_tokens} tokens")
-    batch, device = metric_BNC.shape[0], metric_BNC.device
-    if r == 0:
-        nothing_BR = torch.empty(batch, 0, dtype=torch.int64, device=device)
-        return Merge.of(nothing_BR, nothing_BR, num_tokens)
     with torch.no_grad():
-        best_match = best_match_op if runs_kernel(metric_BNC) else best_match_cpu
-        best_BE, partner_BE = best_match(metric_BNC)
-        even_BR = best_BE.topk(r, dim=1).indices
-        return Merge.of(2 * even_BR, 2 * partner_BE.gather(1, even_BR) + 1, num_tokens)
+        if r == 0:
+            token_BN = torch.arange(num_tokens, device=metric_BNC.device).repeat(metric_BNC.shape[0], 1)
+            return Merge(token_BN[:, :0], token_BN[:, :0], token_BN, token_BN)
+        if runs_kernel(metric_BNC):
+            return Merge(*match_op(metric_BNC, r))
+        return Merge(*choose_reference(*best_match_cpu(metric_BNC), r, num_tokens))

@@ -15,7 +15,7 @@ from tokendial_kernels.launch import launch_options, next_power_of_2, on_device_
 @triton.jit
 def gather_kernel(
     output_ptr,
-    source_ptr,
+    features_ptr,
     index_ptr,
     stride_batch,
     stride_token,
@@ -30,7 +30,7 @@ def gather_kernel(
     offset = (row // num_gathered) * stride_batch + index * stride_token
     # The scalar test is folded into the bound: the interpreter refuses a scalar and a block in one mask.
     readable = channel < tl.where(index >= 0, num_channels, 0)
-    values = tl.load(source_ptr + offset + channel, mask=readable, other=0.0)
+    values = tl.load(features_ptr + offset + channel, mask=readable, other=0.0)
     tl.store(output_ptr + row * num_channels + channel, values, mask=channel < num_channels)
 
 
