@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,9 @@ UPLOAD_SECONDS = 600
 # What a server that is away, busy, broken or unwilling raises; nothing else is caught.
 AWAY = (MlflowException, SQLAlchemyError, OSError)
 
+# MLflow reads its timeout from the process's environment, so only one thread may have it raised.
+_uploading = threading.Lock()
+
 logger = logging.getLogger("tokendial.tracking")
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -47,13 +51,14 @@ def probe(uri: str, timeout_s: float = PROBE_SECONDS) -> None:
 
 @contextmanager
 def patient() -> Iterator[None]:
-    """Give requests time to carry a model: a server may copy gigabytes before it answers."""
-    before = MLFLOW_HTTP_REQUEST_TIMEOUT.get()
-    MLFLOW_HTTP_REQUEST_TIMEOUT.set(max(before, UPLOAD_SECONDS))
-    try:
-        yield
-    finally:
-        MLFLOW_HTTP_REQUEST_TIMEOUT.set(before)
+    """Give requests time to carry a model: a server may copy gigabytes before it answers. One thread at a time."""
+    with _uploading:
+        before = MLFLOW_HTTP_REQUEST_TIMEOUT.get()
+        MLFLOW_HTTP_REQUEST_TIMEOUT.set(max(before, UPLOAD_SECONDS))
+        try:
+            yield
+        finally:
+            MLFLOW_HTTP_REQUEST_TIMEOUT.set(before)
 
 
 def reason(error: Exception, uri: str) -> str:
