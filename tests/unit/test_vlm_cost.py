@@ -141,6 +141,24 @@ def test_a_local_folder_tells_its_sizes(tmp_path: Path) -> None:
     assert whole.tower_flops(True) == direct.tower_flops(True)
 
 
+def test_a_hub_id_in_the_cache_tells_its_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "hub" / "models--someone--model"
+    build_model(tiny_model_config(language=QWEN2), ids=TASK.ids).save_pretrained(repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    cached = ModelCost(ModelConfig(init_from="someone/model"), 10, len(WORDS))
+    assert cached.num_parameters == ModelCost(tiny_model_config(language=QWEN2), 10, len(WORDS)).num_parameters
+
+
+def test_adapters_are_counted_apart_from_what_they_sit_on() -> None:
+    config = tiny_model_config(lora=LoraConfig(rank=2))
+    parts = TASK.parts(build_model(config, ids=TASK.ids))
+    found = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    assert ModelCost(config, 10, len(WORDS)).num_parameters == found
+
+
 def test_the_stems_convolutions_and_parameters_are_counted() -> None:
     model = build_model(tiny_model_config(vision=STEM, language=LLAMA), ids=TASK.ids)
     tower = sum(parameter.numel() for parameter in model.model.vision_tower.parameters())

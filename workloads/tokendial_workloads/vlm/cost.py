@@ -57,11 +57,20 @@ class ModelCost:
         self.tower: TowerShape = tower_shape(model)
         self.language: LanguageShape = language_shape(model, vocab_size)
         self.num_patches = self.tower.num_patches
-        self.num_parameters = {
+        self.num_parameters = self._parameters()
+
+    def _parameters(self) -> dict[str, int]:
+        """By part, as the model's parts are: under LoRA `language` is the adapters, `frozen` what they sit on."""
+        found = {
             "tower": tower_parameters(self.tower),
-            "projector": projector_parameters(model, self.tower.width, self.language.width),
+            "projector": projector_parameters(self.model, self.tower.width, self.language.width),
             "language": language_parameters(self.language),
         }
+        if self.model.lora is None:
+            return found
+        pairs = sum(fan_in + fan_out for fan_in, fan_out in self._matrices())
+        adapters = self.language.num_layers * self.model.lora.rank * pairs
+        return {**found, "language": adapters, "frozen": found["language"]}
 
     def tower_flops(self, trained: bool) -> float:
         """Tower, one image, forward (and backward up to the projected layer where trained)."""

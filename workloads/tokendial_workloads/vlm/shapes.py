@@ -1,6 +1,7 @@
 """Sizes of a tower and a language model, read from a configuration without torch or transformers."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,14 +126,27 @@ def _read(
     """The model type and its values, over the defaults of that type."""
     found: dict[str, Any] = {}
     if source is not None:
-        path = Path(source) / "config.json"
-        if not path.is_file():
-            raise ValueError(f"the cost of {source!r} cannot be known without its config.json: give a local folder")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(_config_path(source).read_text(encoding="utf-8"))
         found = document.get(part, document)
         kind = found.get("model_type", kind)
-    # The composite's own switch wins where a folder is a LLaVA-layout model; towers of composites keep short names.
+    # Composites of an image and a text tower name their halves' type by the whole's.
     kind = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}.get(kind, kind)
     if kind not in known:
         raise ValueError(f"the cost of model type {kind!r} is not known; known: {', '.join(known)}")
     return kind, {**known[kind], **found, **fields}
+
+
+def _config_path(source: str) -> Path:
+    """The config.json of a local folder, or of a hub id that is in the Hugging Face cache."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    cached = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub") / f"models--{source.replace('/', '--')}"
+    folders = [Path(source)]
+    if (cached / "refs" / "main").is_file():
+        folders.append(cached / "snapshots" / (cached / "refs" / "main").read_text().strip())
+    for folder in folders:
+        if (folder / "config.json").is_file():
+            return folder / "config.json"
+    raise ValueError(
+        f"the sizes of {source!r} cannot be known without its config.json: give a local folder, or a hub id after "
+        f"`hf download {source}`"
+    )
