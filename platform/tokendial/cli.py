@@ -214,7 +214,11 @@ def _print_list() -> None:
 
     table = Table("experiment", "workload", "schedule", "what it is", box=None, pad_edge=False)
     for name in experiment_names():
-        config = experiment(name)
+        try:
+            config = experiment(name)
+        except ConfigError as error:
+            table.add_row(name, "", "", str(error))
+            continue
         table.add_row(name, config.workload, config.schedule.preset, config.description)
     console.print(table)
     console.print()

@@ -37,10 +37,8 @@ def workload(name: str) -> Workload:
 
 
 def _load(kind: str, name: str, group: str) -> Any:
-    known = {point.name: point for point in entry_points(group=group)}
-    if name in known:
-        return known[name].load()
-    module, colon, attribute = name.partition(":")
+    known = {point.name: point.value for point in entry_points(group=group)}
+    module, colon, attribute = known.get(name, name).partition(":")
     if not colon:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
         raise ConfigError(f"{kind} {name!r} is unknown; near it: {', '.join(near)} (or module:object of your own)")

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,9 +130,3 @@ def sha256(path: Path) -> str:
 def folder_of(root: Path, step: int, kind: str) -> Path:
     """Where a checkpoint of `step` goes; weights sort after the exact one of the same step."""
     return root / f"step-{step:08d}-{'weights' if kind == 'weights' else 'exact'}"
-
-
-def differences(manifest: Manifest, wanted: Mapping[str, Any]) -> list[str]:
-    """How a checkpoint differs from the run that wants to resume it."""
-    recorded = manifest.model_dump()
-    return [f"{name} {recorded[name]!r} → {value!r}" for name, value in wanted.items() if recorded[name] != value]
