@@ -1,12 +1,14 @@
 """Which route a tensor takes: the Triton kernel on CUDA where triton is installed, a library route elsewhere."""
 
+import platform
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 HAS_TRITON = find_spec("triton") is not None
-HAS_ONEDNN = torch.backends.mkldnn.is_available()
+# Other processors' oneDNN lacks the fused epilogues.
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -16,7 +18,7 @@ def runs_kernel(tensor: Tensor) -> bool:
 
 
 def runs_onednn(tensor: Tensor) -> bool:
-    """True for float32 on a CPU with oneDNN, outside of torch.compile (which picks its own products)."""
+    """True for float32 on an x86 CPU with oneDNN, outside of torch.compile (which picks its own products)."""
     if torch.compiler.is_compiling() or not HAS_ONEDNN:
         return False
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32

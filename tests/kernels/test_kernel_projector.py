@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tokendial_kernels.flops import FLOP_FORMULAS
 from tokendial_kernels.pool import pool
 from tokendial_kernels.pool_norm import pool_norm
 from tokendial_kernels.projector import projector
@@ -17,6 +18,7 @@ from tokendial_kernels.projector.op import gated_linear_op
 from tokendial_kernels.projector.reference import projector_reference
 from tokendial_kernels.swiglu import swiglu
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -87,3 +89,20 @@ def test_gated_linear_op_passes_gradcheck_and_opcheck():
 def test_graph_refuses_a_cpu_by_name():
     with pytest.raises(ValueError, match="features_BNC is on cpu; admissible: a CUDA device"):
         ProjectorGraph(draw(1, 36, 6), (6, 6), 2, tuple(draw_weights(torch.float64)))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+def test_the_flop_formulas_count_every_route_alike(bias: bool):
+    features_BNC, weights = draw(2, 36, 6, dtype=torch.float32), draw_weights(torch.float32)
+    if not bias:
+        weights[3] = weights[5] = weights[7] = None
+    products = 2 * (2 * 9) * (2 * 6 * 10 + 10 * 7)
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as training:
+        projector(features_BNC.clone().requires_grad_(), (6, 6), 3, *weights)
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as inference:
+        projector(features_BNC, (6, 6), 3, *weights)
+    rows_MC = features_BNC.flatten(0, 1)[:18]
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as fused:
+        gated_linear_op(rows_MC, weights[2], weights[3], weights[4], weights[5], False)
+    assert training.get_total_flops() == inference.get_total_flops() == products
+    assert fused.get_total_flops() == 2 * 18 * 2 * 6 * 10
