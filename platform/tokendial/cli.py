@@ -241,7 +241,7 @@ def _print_train_help(experiment: str | None) -> None:
     table = Table("key", "type", "default", "meaning", box=None, pad_edge=False)
     for key, (kind, value, meaning) in keys(load(experiment)).items():
         table.add_row(key, kind, _short(value), meaning)
-    Console(width=max(console.width, 140)).print(table)
+    Console(width=max(console.width, 140), markup=False).print(table)
 
 
 def _short(value: Any) -> str:
