@@ -96,12 +96,12 @@ def test_a_run_whose_answer_was_lost_is_found_by_its_key(uri: str, run_dir: Path
 
 def test_a_deleted_run_is_not_resurrected(uri: str, run_dir: Path):
     first = open_run(config(), IDENTITY, uri, run_dir)
-    write(uri, first, run_dir, range(5)).close()
+    write(uri, first, run_dir, range(5)).close(timeout_s=120)
     connect(uri).delete_run(first or "")
     second = open_run(config(), IDENTITY, uri, run_dir)
     assert second is not None
     assert second != first
-    write(uri, second, run_dir, range(5, 8)).close()
+    write(uri, second, run_dir, range(5, 8)).close(timeout_s=120)
     assert [step for step, _ in history(uri, second, "train/loss")] == list(range(8))
 
 
@@ -133,7 +133,7 @@ def test_flattened_keys_are_dotted_paths():
 def test_every_point_arrives_once_and_the_caller_waits_microseconds(uri: str, run_dir: Path):
     run_id = open_run(config(), IDENTITY, uri, run_dir)
     writer = write(uri, run_id, run_dir, range(2500))
-    assert writer.close()
+    assert writer.close(timeout_s=120)
     assert [step for step, _ in history(uri, run_id or "", "train/loss")] == list(range(2500))
     assert writer.num_logged == 5000
     assert writer.dropped == 0
@@ -142,18 +142,18 @@ def test_every_point_arrives_once_and_the_caller_waits_microseconds(uri: str, ru
 
 def test_a_resumed_run_writes_each_step_once(uri: str, run_dir: Path):
     run_id = open_run(config(), IDENTITY, uri, run_dir)
-    write(uri, run_id, run_dir, range(20)).close()
+    write(uri, run_id, run_dir, range(20)).close(timeout_s=120)
     resumed = write(uri, run_id, run_dir, range(10, 30))
-    assert resumed.close()
+    assert resumed.close(timeout_s=120)
     assert resumed.journal.repeated == 20
     assert [step for step, _ in history(uri, run_id or "", "train/loss")] == list(range(30))
 
 
 def test_a_resumed_run_on_a_machine_without_the_journal_writes_each_step_once(uri: str, run_dir: Path):
     run_id = open_run(config(), IDENTITY, uri, run_dir)
-    write(uri, run_id, run_dir, range(20)).close()
+    write(uri, run_id, run_dir, range(20)).close(timeout_s=120)
     elsewhere = run_dir.parent / "elsewhere"
-    write(uri, run_id, elsewhere, range(10, 30)).close()
+    write(uri, run_id, elsewhere, range(10, 30)).close(timeout_s=120)
     assert [step for step, _ in history(uri, run_id or "", "train/loss")] == list(range(30))
 
 
@@ -161,7 +161,7 @@ def test_values_that_are_not_finite_are_logged(uri: str, run_dir: Path):
     run_id = open_run(config(), IDENTITY, uri, run_dir)
     writer = MetricWriter(uri, run_id, run_dir / "tracking", interval_s=0.05)
     writer.log(1, {"train/loss": float("nan"), "train/grad_norm": float("inf")})
-    assert writer.close()
+    assert writer.close(timeout_s=120)
     assert history(uri, run_id or "", "train/loss")[0][1] != history(uri, run_id or "", "train/loss")[0][1]
     assert history(uri, run_id or "", "train/grad_norm")[0][1] > 1e300
 
@@ -256,7 +256,7 @@ def test_a_run_that_goes_on_is_not_finished(uri: str, run_dir: Path):
 def test_system_metrics_carry_the_node_and_continue_on_resume(uri: str, run_dir: Path):
     run_id = open_run(config(), IDENTITY, uri, run_dir) or ""
     for _ in range(2):
-        assert SystemMonitor(uri, run_id, run_dir / "tracking", node="node 1", interval_s=30).stop()
+        assert SystemMonitor(uri, run_id, run_dir / "tracking", node="node 1", interval_s=30).stop(timeout_s=120)
     steps = [step for step, _ in history(uri, run_id, "system/node-1/cpu_utilization_percentage")]
     assert steps == [0, 1]
 

@@ -111,9 +111,9 @@ class Server:
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         quiet = subprocess.DEVNULL
         self._process = subprocess.Popen(command, start_new_session=True, env=environment, stdout=quiet, stderr=quiet)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not self._answers():
-            assert time.monotonic() < deadline, "mlflow server did not start within 60 s"
+            assert time.monotonic() < deadline, "mlflow server did not start within 180 s"
             assert self._process.poll() is None, "mlflow server ended at its start"
             time.sleep(0.1)
 
