@@ -15,7 +15,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from tokendial import environment
-from tokendial.train.ray_trainer import COLLECTIVE_TIMEOUT_S, Board, connect
+from tokendial.train.ray_trainer import COLLECTIVE_TIMEOUT_S, Board, connect, fit, own_signals
 
 __all__ = ["connect", "disconnect", "run_contest"]
 
@@ -41,7 +41,8 @@ def run_contest(order: Mapping[str, Any], workers: int) -> list[dict[str, Any]]:
         ),
     )
     try:
-        trainer.fit()
+        with own_signals():
+            fit(trainer)
     finally:
         ray.kill(board)  # pyright: ignore[reportArgumentType]
     return [json.loads((folder / f"rank-{rank}.json").read_text("utf-8")) for rank in range(workers)]

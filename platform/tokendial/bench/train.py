@@ -79,10 +79,12 @@ def _measure(part: str) -> Callable[[str, int], list[records.Row]]:
     from tokendial.bench import gang, step
     from tokendial.bench.pooling import pooling_rows
     from tokendial.bench.start import start_rows
+    from tokendial.train.driver import sigterm_raises
 
     def on_ray(measure: Callable[[], list[records.Row]]) -> list[records.Row]:
         try:
-            return measure()
+            with sigterm_raises():
+                return measure()
         finally:
             gang.disconnect()
 

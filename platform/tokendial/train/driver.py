@@ -47,7 +47,7 @@ def train(
     run = runs.create(runs.fresh_name(wanted) if new else wanted, config, who, parent=source)
     if run.record.status == "FINISHED" and run.result.exists():
         return read_result(run.result)
-    with run.lease(), _sigterm_raises():
+    with run.lease(), sigterm_raises():
         return _tracked(run, config, who, weights, progress, started, parent)
 
 
@@ -206,7 +206,7 @@ def _weights_of(source: str | None) -> Path | None:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """End a run that is told to stop (as `ray job stop` does) through the same path as an interrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield

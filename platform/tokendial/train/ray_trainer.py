@@ -47,7 +47,7 @@ def connect(address: str | None = None) -> None:
     """Join the Ray cluster of this process, or start one on this machine."""
     if ray.is_initialized():
         return
-    with _own_signals():
+    with own_signals():
         ray.init(
             address=address or os.environ.get("RAY_ADDRESS"),
             include_dashboard=False,
@@ -86,8 +86,8 @@ def train(order: Order, workers: int, max_failures: int, tracking: Mapping[str, 
     watcher = threading.Thread(target=_watch, args=(board, progress, stop), daemon=True)
     watcher.start()
     try:
-        with _own_signals():
-            _fit(trainer)
+        with own_signals():
+            fit(trainer)
     except TrainingFailedError as error:
         message = f"training failed after {max_failures} restarts: {_cause(error)}; logs are in {folder}/logs"
         raise WorkFailed(message) from error
@@ -97,7 +97,7 @@ def train(order: Order, workers: int, max_failures: int, tracking: Mapping[str, 
         ray.kill(board)  # pyright: ignore[reportArgumentType]
 
 
-def _fit(trainer: TorchTrainer) -> None:
+def fit(trainer: TorchTrainer) -> None:
     """Train; where this process is told to stop, let Ray end the workers first.
 
     Ray Train answers SIGINT by aborting its controller and exiting, and knows no answer to SIGTERM.
@@ -114,7 +114,7 @@ def _fit(trainer: TorchTrainer) -> None:
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
+def own_signals() -> Iterator[None]:
     """Give back the signal handlers that Ray replaces for good."""
     if threading.current_thread() is not threading.main_thread():
         yield
