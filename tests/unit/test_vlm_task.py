@@ -96,6 +96,8 @@ def test_batched_greedy_answers_equal_generate_row_by_row(fields: dict[str, Any]
     prompt = prompts(batch, pad_token_id=0)
     assert prompt["attention_mask"].sum(1).tolist() == [4, 6, 6]
     for k in (1, 16):
+        same_length = features[1:], prompt["input_ids"][1:], prompt["attention_mask"][1:]
+        unpadded = greedy(model, *same_length, k, 6, stop_ids=(2,))
         new_ids = greedy(model, features, prompt["input_ids"], prompt["attention_mask"], k, 6, stop_ids=(2,))
         for row, length in enumerate(prompt["attention_mask"].sum(1).tolist()):
             alone = {name: value[row : row + 1, :length] for name, value in prompt.items()}
@@ -109,6 +111,8 @@ def test_batched_greedy_answers_equal_generate_row_by_row(fields: dict[str, Any]
             )
             ids = whole[0, expanded["input_ids"].shape[1] :].tolist()
             assert new_ids[row].tolist()[: len(ids)] == ids
+            if row:
+                assert unpadded[row - 1].tolist()[: len(ids)] == ids
 
 
 def test_decoding_stops_at_the_end_token_and_pads_what_follows() -> None:

@@ -33,12 +33,14 @@ def greedy(
     batch = expand_placeholders(batch, k, model.config.image_token_id)
     mask_BM = batch["attention_mask"]
     length_B1 = mask_BM.sum(1, keepdim=True)
+    # Prompts of one length need no mask, and attention without one is quicker.
+    padded = not bool(mask_BM.all())
     cache = DynamicCache(config=model.config.text_config)
     hidden_BMD = model.model(
         input_ids=batch["input_ids"],
         image_features=features_BNC,
         num_visual_tokens=k,
-        attention_mask=mask_BM,
+        attention_mask=mask_BM if padded else None,
         position_ids=mask_positions(mask_BM),
         cache=cache,
         use_cache=True,
@@ -58,7 +60,7 @@ def greedy(
         mask_BM = torch.cat([mask_BM, torch.ones_like(mask_BM[:, :1])], dim=1)
         hidden_B1D = model.model(
             input_ids=next_B1,
-            attention_mask=mask_BM,
+            attention_mask=mask_BM if padded else None,
             position_ids=length_B1 + step,
             cache=cache,
             use_cache=True,
