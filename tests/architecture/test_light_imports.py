@@ -37,7 +37,7 @@ LIGHT = (
 
 def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", textwrap.dedent(program), *arguments], capture_output=True, text=True, timeout=300
     )
 
 
@@ -83,6 +83,6 @@ def test_kernels_work_where_triton_is_absent() -> None:
 
 @pytest.mark.parametrize(("module", "limit_s"), [("tokendial", 0.3), ("tokendial.cli", 1.0)])
 def test_imports_are_fast(module: str, limit_s: float) -> None:
-    """Best of three fresh processes, so that a busy machine does not decide."""
-    program = f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
+    """Processor seconds, best of three fresh processes, so that a busy machine does not decide."""
+    program = f"import time; start = time.process_time(); import {module}; print(time.process_time() - start)"
     assert min(float(python(program).stdout) for _ in range(3)) <= limit_s

@@ -35,7 +35,7 @@ def test_bad_input_stops_before_anything_starts(name: str, tmp_path: Path) -> No
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
