@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tokendial_kernels.projector import projector
-from tokendial_kernels.validation import check_alike
+from tokendial_kernels.route import runs_kernel
+from tokendial_kernels.validation import check_alike, check_pooling
 
 # norm weight and bias, then gate, up and down, each weight and bias: the order of `projector`.
 Weights = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]
@@ -31,8 +32,12 @@ class ProjectorGraph:
         """Capture `projector(features_BNC, grid, n, *weights)`; the weights are read where they lie at every replay."""
         if not features_BNC.is_cuda:
             raise ValueError(f"features_BNC is on {features_BNC.device}; admissible: a CUDA device")
-        self.features_BNC = features_BNC.detach().clone()
+        check_pooling(features_BNC, grid, n, method)
+        # An ordinary tensor even where the caller is in inference mode, so that later calls may write it anywhere.
+        with torch.inference_mode(False), torch.no_grad():
+            self.features_BNC = torch.empty_like(features_BNC).copy_(features_BNC)
         self.weights = weights
+        self.tables = self._window_tables(grid, n, method)
         self.graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.device(features_BNC.device):
             side_stream = torch.cuda.Stream()
@@ -44,6 +49,14 @@ class ProjectorGraph:
             torch.cuda.current_stream().wait_stream(side_stream)
             with torch.cuda.graph(self.graph):
                 self.tokens_BkD = projector(self.features_BNC, grid, n, *weights, eps=eps, method=method)
+
+    def _window_tables(self, grid: tuple[int, int], n: int, method: str) -> object:
+        """The pooling tables that the graph reads at every replay: kept alive here, as their cache may drop them."""
+        if not runs_kernel(self.features_BNC):
+            return None
+        from tokendial_kernels.pool.kernel import pool_tables
+
+        return pool_tables(grid[0], grid[1], (n,), method, self.features_BNC.device)
 
     def __call__(self, features_BNC: Tensor) -> Tensor:
         """Copy the features in, replay, and return the graph's own output buffer [B, n*n, D]."""
