@@ -25,4 +25,7 @@ class DigitsData(DataConfig):
     evaluation_seed: Annotated[int, Field(ge=0, strict=True)] = Field(
         default=0, description="seed of validation and test mosaics: the same mosaics for every run"
     )
+    warps: Annotated[int, Field(ge=0, le=64, strict=True)] = Field(
+        default=8, description="slightly turned, slanted and resized copies of each training digit"
+    )
     invert: bool = Field(default=False, description="images under `path` are dark ink on a light ground")

@@ -18,6 +18,7 @@ from tokendial_workloads.digits.mosaic import Mosaic, draw_mosaic, mosaic_stream
 from tokendial_workloads.digits.questions import Turn, evaluation_turns, training_turns
 from tokendial_workloads.digits.source import SPLITS, digits_by_class, source_digest, source_splits
 from tokendial_workloads.digits.tokenizer import digits_tokenizer
+from tokendial_workloads.digits.warp import warped
 from tokendial_workloads.digits.words import GROUPS
 
 IGNORED = -100
@@ -30,6 +31,8 @@ class Mosaics(Sequence[Example]):
         self.split, self.data = split, data
         self.seed = seed if split == "train" else data.evaluation_seed
         self._digits = digits_by_class(source_splits(data.path, data.invert)[split])
+        if split == "train":
+            self._digits = [warped(ink, data.warps) for ink in self._digits]
 
     def __len__(self) -> int:
         return self.data.train_mosaics if self.split == "train" else self.data.evaluation_mosaics
@@ -104,12 +107,13 @@ class DigitsMosaics:
         return batch
 
     def digests(self, config: RunConfig[Any]) -> Mapping[str, str]:
-        """Source images of the split, seed, length and question settings."""
+        """Source images of the split, seed and length; for train also turns and warps."""
         data: DigitsData = config.data
         digests = {}
         for split, source in source_splits(data.path, data.invert).items():
             seed = config.seed if split == "train" else data.evaluation_seed
             length = data.train_mosaics if split == "train" else data.evaluation_mosaics
-            recipe = [source_digest(source), seed, length, data.turns, GROUPS]
+            made = [data.turns, data.warps] if split == "train" else []
+            recipe = [source_digest(source), seed, length, GROUPS, *made]
             digests[split] = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()
         return digests

@@ -3,6 +3,8 @@
 Each is a function that returns the whole configuration; a variant replaces fields of another.
 """
 
+from typing import Any
+
 from tokendial.contracts import (
     BudgetConfig,
     CheckpointConfig,
@@ -14,7 +16,7 @@ from tokendial.contracts import (
     StageConfig,
     TowerConfig,
 )
-from tokendial.schedule import ScheduleConfig
+from tokendial.schedule import Phase, ScheduleConfig
 
 from tokendial_workloads.digits.config import DigitsData
 
@@ -23,36 +25,28 @@ GRID_OF_COUNTS = (1, 4, 9, 16, 36, 64, 144)
 
 
 def digits() -> RunConfig[DigitsData]:
-    """The full experiment: every count within a point of its twin, about eight minutes on one core."""
-    return RunConfig[DigitsData](
+    """The full experiment, about eight minutes on one core."""
+    return _flexible(
+        warm=800,
+        read=800,
+        joint=2800,
         experiment="digits",
-        workload="digits",
         description="mosaics of real digits: the full experiment",
-        workers=2,
-        global_batch=32,
-        model=_model(width=64),
-        schedule=ScheduleConfig(preset="tokenflex", counts=COUNTS, weights=(2, 3, 5)),
-        data=DigitsData(),
-        optimizer=OptimizerConfig(lr=1e-3),
-        stages=_stages(warm=300, joint=2000),
-        budget=BudgetConfig(steps=2300),
         checkpoint=CheckpointConfig(every=400),
         evaluation=EvaluationConfig(counts=GRID_OF_COUNTS, test_examples=4096),
     )
 
 
 def demo() -> RunConfig[DigitsData]:
-    """The same model trained for three minutes."""
-    full = digits()
-    return full.model_copy(
-        update={
-            "experiment": "digits.demo",
-            "description": "mosaics of real digits: the three-minute demonstration",
-            "stages": _stages(warm=300, joint=800),
-            "budget": BudgetConfig(steps=1100),
-            "checkpoint": CheckpointConfig(every=200),
-            "evaluation": EvaluationConfig(counts=GRID_OF_COUNTS, validation_examples=256, test_examples=2048),
-        }
+    """The same model, trained for four minutes on one core."""
+    return _flexible(
+        warm=700,
+        read=700,
+        joint=1200,
+        experiment="digits.demo",
+        description="mosaics of real digits: the demonstration, a few minutes on two cores",
+        checkpoint=CheckpointConfig(every=250),
+        evaluation=EvaluationConfig(counts=GRID_OF_COUNTS, validation_examples=256, test_examples=2048),
     )
 
 
@@ -73,7 +67,7 @@ def tiny() -> RunConfig[DigitsData]:
             "global_batch": 8,
             "model": _model(width=16),
             "data": DigitsData(turns=4, text_tokens=21, train_mosaics=4096, evaluation_mosaics=128),
-            "stages": _stages(warm=4, joint=8),
+            "stages": _stages(warm=4, read=4, joint=4),
             "budget": BudgetConfig(steps=12),
             "checkpoint": CheckpointConfig(every=4),
             "evaluation": EvaluationConfig(
@@ -83,22 +77,52 @@ def tiny() -> RunConfig[DigitsData]:
     )
 
 
-def _model(width: int) -> ModelConfig:
-    shape = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": 3 * width}
-    return ModelConfig(
-        vision=TowerConfig(
-            kind="tokendial_stem", config={**shape, "stem_width": width // 2, "num_hidden_layers": 1, "image_size": 48}
+def _flexible(warm: int, read: int, joint: int, **fields: Any) -> RunConfig[DigitsData]:
+    """Three counts at 2:3:5 once the language model has learned to look at 16 tokens, one for each cell."""
+    steps = warm + read + joint
+    return RunConfig[DigitsData](
+        workload="digits",
+        workers=2,
+        global_batch=32,
+        model=_model(width=64),
+        schedule=ScheduleConfig(
+            counts=COUNTS,
+            weights=(1, 5, 1),
+            phases=(
+                Phase(until=round((warm + 0.7 * read) / steps, 3), weights=(1, 5, 1)),
+                Phase(until=1, weights=(2, 3, 5)),
+            ),
         ),
-        language=LanguageConfig(
-            kind="llama", config={**shape, "num_hidden_layers": 2, "initializer_range": width**-0.5}
-        ),
-        projector="pool",
+        data=DigitsData(),
+        optimizer=OptimizerConfig(lr=4e-3, tower_lr_factor=0.5),
+        stages=_stages(warm, read, joint),
+        budget=BudgetConfig(steps=steps),
+        **fields,
     )
 
 
-def _stages(warm: int, joint: int) -> tuple[StageConfig, ...]:
-    """Shares in optimizer steps: name the digits of cells through a throw-away head, then answer questions."""
+def _model(width: int) -> ModelConfig:
+    shape = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": 3 * width}
+    vision = {**shape, "stem_width": width // 2, "num_hidden_layers": 1, "image_size": 48}
+    # norms of queries and keys, wide initial weights and slow rotations: looking things up is learned in half the steps
+    language = {
+        **shape,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 4,
+        "head_dim": width // 4,
+        "initializer_range": width**-0.5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e8},
+    }
+    return ModelConfig(
+        vision=TowerConfig(kind="tokendial_stem", config=vision),
+        language=LanguageConfig(kind="qwen3", config=language),
+    )
+
+
+def _stages(warm: int, read: int, joint: int) -> tuple[StageConfig, ...]:
+    """Shares in optimizer steps: name digits through a throw-away head, learn where to look, then all together."""
     return (
-        StageConfig(name="warm_tower", share=warm, train=("tower",), objective="tower", lr_factor=2.0),
-        StageConfig(name="all", share=joint),
+        StageConfig(name="warm_tower", share=warm, train=("tower",), objective="tower"),
+        StageConfig(name="read", share=read, train=("projector", "language")),
+        StageConfig(name="all", share=joint, lr_factor=0.5),
     )

@@ -31,8 +31,8 @@ def reading(mosaic: Mosaic, stream: Stream) -> Turn:
 
 
 def counting(mosaic: Mosaic, stream: Stream) -> Turn:
-    """Any digit that appears at most four times, so that zero occurs."""
-    digit = stream.choice(mosaic.counted(0, 4))
+    """Any digit that appears at most three times, so that zero occurs."""
+    digit = stream.choice(mosaic.counted(0, 3))
     return Turn("counting", f"how many {digit}", NUMBERS[mosaic.cells.count(digit)])
 
 
