@@ -31,14 +31,14 @@ def ray_cluster() -> Iterator[str]:
     """One local Ray cluster of two CPUs for the whole session, started by the first test that asks for it."""
     import ray
 
-    context = ray.init(
+    ray.init(
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=200 * 1024 * 1024,
         runtime_env={"env_vars": environment.worker_environment()},
     )
-    yield context.address_info["address"]
+    yield ray.get_runtime_context().gcs_address
     ray.shutdown()
 
 
