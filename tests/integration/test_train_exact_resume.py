@@ -74,3 +74,25 @@ def test_an_interrupted_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert part.checkpoint.manifest.step == 6
     part.work()
     assert_bit_equal(part.weights, whole.weights)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(1, 3), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(1, 2), (2, 1), (2, 3), (3, 1), (3, 2)])],
+)
+def test_another_zero_stage_converts_the_checkpoint_and_goes_on(before: int, after: int, tmp_path: Path) -> None:
+    whole = Lab(tmp_path / "whole", configured("checkpoint.every=3")).work()
+    part = Lab(tmp_path / "part", configured("checkpoint.every=3", f"zero.stage={before}")).until(8)
+    part.logged = {step: values for step, values in part.logged.items() if step <= 6}
+    part.config = configured("checkpoint.every=3", f"zero.stage={after}")
+    part.work()
+    assert (part.folder / "checkpoints" / "step-00000006-exact" / "universal").is_dir()
+    assert part.losses == pytest.approx(whole.losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0)])
+def test_to_and_from_stage_0_is_refused_saying_what_to_do(before: int, after: int, tmp_path: Path) -> None:
+    part = Lab(tmp_path / "part", configured("checkpoint.every=3", f"zero.stage={before}")).until(8)
+    part.config = configured("checkpoint.every=3", f"zero.stage={after}")
+    with pytest.raises(ValueError, match=rf"zero.stage {before} → {after}: no checkpoint changes .* use --from"):
+        part.work()

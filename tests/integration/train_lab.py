@@ -16,8 +16,11 @@ from tokendial.train.driver import with_horizon
 from tokendial.train.worker import Order, Seat, work
 from torch import Tensor
 
-# One question on a handful of images: these tests are about training, not about quality.
-SHORT = ("evaluation.counts=[4]", "evaluation.test_examples=2", "evaluation.table_examples=0")
+# Twelve steps in two stages, and one question on a handful of images: these tests are about training, not quality.
+TWO_STAGES = (
+    'stages=[{"name": "warm_tower", "share": 4, "train": ["tower"], "objective": "tower"}, {"name": "all", "share": 8}]'
+)
+SHORT = (TWO_STAGES, "evaluation.counts=[4]", "evaluation.test_examples=2", "evaluation.table_examples=0")
 
 
 class Cut(Exception):

@@ -1,0 +1,229 @@
+"""The real commands on one finished run: what they print, write and refuse, and how they exit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_lab import Said, cluster_is_free, say, until
+from tokendial.experiments import experiment, experiment_names
+from tokendial.resolve import keys
+from tokendial.results import RunResult
+from tokendial.schedule import PRESETS
+from train_lab import TWO_STAGES, assert_bit_equal, final_weights
+
+RUN = (
+    "digits.tiny",
+    TWO_STAGES,
+    "evaluation.counts=[1,4,16]",
+    "evaluation.test_examples=8",
+    "evaluation.table_examples=2",
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A runs folder with one finished run, `first`, and what training it printed."""
+
+    home: Path
+    address: str
+    said: Said
+
+    @property
+    def run(self) -> Path:
+        return self.home / "first"
+
+    def say(self, *arguments: str) -> Said:
+        return say(*arguments, home=self.home, address=self.address)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Place:
+    home = tmp_path_factory.mktemp("cli") / "runs"
+    said = say("train", *RUN, "--name", "first", home=home, address=ray_cluster)
+    assert said.code == 0, said.err
+    until("free CPUs", cluster_is_free)
+    return Place(home, ray_cluster, said)
+
+
+def test_training_prints_the_curve_and_what_to_do_next_and_nothing_else(place: Place) -> None:
+    assert place.said.err == ""
+    lines = place.said.out.splitlines()
+    assert any(line.startswith("starting workers") for line in lines)
+    assert any(line.startswith("all 12/12 loss") for line in lines)
+    assert "accuracy on test" in place.said.out
+    assert lines[-1].startswith("next:         tokendial eval first --counts ")
+    assert "Loading weights" not in place.said.out
+    assert "it/s" not in place.said.out
+
+
+def test_results_have_one_shape_in_train_eval_and_report(place: Place) -> None:
+    trained = one_line(place.say("train", *RUN, "--name", "first", "--json"))
+    scored = one_line(place.say("eval", "first", "--json"))
+    reported = one_line(place.say("report", "last", "--json"))
+    assert trained.keys() == scored.keys() == reported.keys() == set(RunResult.model_fields)
+    assert reported == trained
+    for result in (trained, scored, reported):
+        assert RunResult.model_validate(result).curve.keys() == {1, 4, 16}
+    assert scored["curve"] == trained["curve"]
+    assert scored["autc"] == trained["autc"]
+    assert {"quality", "ci", "n"} <= trained["curve"]["4"].keys()
+    assert Path(trained["model_dir"]).is_dir()
+    assert trained["ledger"]
+
+
+def one_line(said: Said) -> dict[str, Any]:
+    assert said.code == 0, said.err
+    assert len(said.out.strip().splitlines()) == 1
+    return said.document
+
+
+def test_eval_scores_counts_never_trained_at_and_folders_that_were_copied(place: Place, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(place.run / "model", copy)
+    arguments = ("--counts", "4,9,36", "--examples", "4", "--json")
+    by_run, by_folder = (one_line(place.say("eval", model, *arguments)) for model in ("first", str(copy)))
+    assert list(by_run["curve"]) == ["4", "9", "36"]
+    assert by_run["curve"] == by_folder["curve"]
+    assert by_folder["model_dir"] == str(copy)
+    validation = one_line(place.say("eval", "first", "--split", "validation", "--examples", "4", "--json"))
+    assert validation["split"] == "validation"
+
+
+def test_a_resolved_configuration_reruns_exactly(place: Place) -> None:
+    again = one_line(place.say("train", "--config", str(place.run / "config.json"), "--name", "again", "--json"))
+    first = json.loads((place.run / "result.json").read_text())
+    assert again["curve"] == first["curve"]
+    assert again["flops"] == first["flops"]
+    assert_bit_equal(final_weights(place.home / "again"), final_weights(place.run))
+    compared = place.say("report", "first", "again")
+    assert compared.code == 0, compared.err
+    page = Path(compared.out.split("comparison:")[1].strip())
+    assert page.is_relative_to(place.home)
+    assert page.stat().st_size > 10_000
+    both = json.loads(place.say("report", "first", "again", "--json").out.strip().splitlines()[-1])
+    assert [result["name"] for result in both] == ["first", "again"]
+
+
+def test_export_copies_a_folder_that_evaluates_and_refuses_what_is_in_the_way(place: Place, tmp_path: Path) -> None:
+    target = tmp_path / "exported"
+    said = place.say("export", "first", "--to", str(target), "--json")
+    assert said.document == {"model_dir": str(target)}
+    assert {path.name for path in target.iterdir()} == {path.name for path in (place.run / "model").iterdir()}
+    refused(place.say("export", "first", "--to", str(target)), f"--to {target} is not an empty folder")
+
+
+def test_export_names_a_file_that_is_not_as_it_was_written(place: Place, tmp_path: Path) -> None:
+    home = tmp_path / "runs"
+    shutil.copytree(place.home, home)
+    weights = home / "first" / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-7] ^= 1
+    weights.write_bytes(content)
+    said = say("export", "first", "--to", str(tmp_path / "exported"), home=home)
+    refused(said, f"{weights} is not as it was exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def refused(said: Said, words: str) -> None:
+    assert said.code == 2, said
+    assert said.out == ""
+    assert said.err.startswith(f"tokendial: {words}"), said.err
+    assert len(said.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("eval", "first", "--counts", "7"), "evaluation.counts"),
+        (("eval", "first", "--split", "train"), "--split 'train' is not one of test, validation"),
+        (("eval", "."), "run '.' is not under"),
+        (("eval", "first", "--twins", "epochs"), "--twins 'epochs' is not one of steps, flops"),
+        (("train", "digits.tiny", "--from", "nobody"), "run 'nobody' is not under"),
+        (("train", "digits.tiny", "--name", "../up"), "run name '../up' is not admissible"),
+        (("train", *RUN, "seed=9", "--name", "first"), "run 'first' has another configuration (seed: 0 → 9)"),
+        (("export", "nobody", "--to", "x"), "run 'nobody' is not under"),
+        (("report", "first", "nobody"), "run 'nobody' is not under"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_refused_in_one_sentence(place: Place, arguments: Sequence[str], words: str) -> None:
+    before = sorted(place.home.iterdir())
+    refused(place.say(*arguments), words)
+    assert sorted(place.home.iterdir()) == before
+
+
+def test_the_list_has_a_line_for_each_experiment_and_schedule(home: Path) -> None:
+    said = say("train", "--list", home=home)
+    assert said.code == 0, said.err
+    firsts = [line.split()[0] for line in said.out.splitlines() if line.strip()]
+    assert set(experiment_names()) <= set(firsts)
+    assert set(PRESETS) <= set(firsts)
+    for preset in PRESETS.values():
+        assert preset.summary in said.out
+
+
+def test_help_of_an_experiment_has_every_key_with_its_type_default_and_meaning(home: Path) -> None:
+    said = say("train", "digits", "--help", home=home)
+    assert said.code == 0, said.err
+    lines = said.out.splitlines()
+    for key, (kind, default, meaning) in keys(experiment("digits")).items():
+        line = next((line for line in lines if line.startswith(f"{key} ")), None)
+        assert line is not None, key
+        assert meaning, key
+        for words in (meaning.split()[0], kind[:6], str(default)[:8].replace("None", "null")):
+            assert words in line, (key, words)
+    assert "--dry-run" in said.out
+
+
+def test_a_dry_run_forecasts_and_writes_nothing(home: Path) -> None:
+    said = say("train", *RUN, "--dry-run", "--json", home=home)
+    assert said.code == 0, said.err
+    forecast = said.document
+    assert forecast["config"]["experiment"] == "digits.tiny"
+    assert forecast["config"]["budget"]["horizon"] == forecast["steps"] == 12
+    assert forecast["stages"] == {"warm_tower": 4, "all": 8}
+    assert sum(forecast["steps_per_count"].values()) == 8
+    assert forecast["flops"] > 1e9
+    assert forecast["seconds_training"] > 0
+    assert forecast["peak_bytes_per_worker"] > 100 << 20
+    assert set(forecast["data_digests"]) == {"train", "validation", "test"}
+    shown = say("train", *RUN, "--dry-run", home=home)
+    assert shown.code == 0, shown.err
+    assert '"horizon": 12' in shown.out
+    assert "seconds_training" in shown.out
+    assert not home.exists()
+
+
+def test_a_forecast_prices_the_run_that_then_happens(place: Place) -> None:
+    forecast = place.say("train", *RUN, "--dry-run", "--json").document
+    result = json.loads((place.run / "result.json").read_text())
+    assert forecast["flops"] == pytest.approx(result["flops"], rel=1e-9)
+    assert forecast["steps"] == result["steps"]
+
+
+def test_doctor_reports_each_check_and_exits_by_what_it_found(home: Path) -> None:
+    said = say("doctor", "--json", home=home)
+    found = said.document
+    assert len(found) > 5
+    assert all({"name", "status", "finding", "advice"} <= check.keys() for check in found)
+    failed = [check for check in found if check["status"] == "fail"]
+    assert said.code == (1 if failed else 0)
+
+
+@pytest.mark.slow
+def test_twins_over_two_seeds_fill_regret_and_matrix(place: Place) -> None:
+    said = place.say("eval", "first", "--twins", "steps", "--seeds", "0,1", "--json")
+    assert said.code == 0, said.err
+    result = RunResult.model_validate(said.document)
+    assert result.twins == "steps"
+    assert set(result.regret) == {4, 16, 144}
+    assert result.matrix is not None
+    assert {"matrix", "matrix (html)"} <= result.figures.keys()
+    again = place.say("eval", "first", "--twins", "steps", "--seeds", "0,1", "--json")
+    assert again.document == said.document

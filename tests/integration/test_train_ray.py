@@ -1,0 +1,91 @@
+"""Whole runs on two Ray Train workers: what they leave behind, and that they learn what one worker learns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from run_lab import cluster_is_free, folder_of, history, tracked, train, until
+from tokendial import api
+from tokendial.curve import token_curve
+from tokendial.model_folder import CARD, LADDER, check_digests, read_card
+from tokendial.results import read_result
+from tokendial.scores import Scores
+from tokendial.train.checkpoint import WEIGHTS, newest
+from train_lab import Lab, configured
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+TWO = ("workers=2", "evaluation.counts=[1,4,16]", "evaluation.test_examples=8", "evaluation.table_examples=2")
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_two_workers_train_to_the_end_and_leave_everything_behind(
+    zero: int, home: Path, tmp_path: Path, worker_process: None
+) -> None:
+    result = train(*TWO, f"zero.stage={zero}")
+    folder = folder_of(result)
+    assert read_result(folder / "result.json") == result
+    assert result.status == "FINISHED"
+    assert list(result.curve) == [1, 4, 16]
+    assert result.steps == 12
+    assert result.spent is not None
+    assert result.spent.total.flops == pytest.approx(result.flops)
+    check_digests(folder / "model")
+    assert read_card(folder / "model").autc == result.autc
+    ladder = json.loads((folder / "model" / LADDER).read_text())
+    assert [row["count"] for row in ladder["rows"]] == [1, 4, 16]
+    assert {row["count"]: row["quality"] for row in ladder["rows"]} == {k: p.quality for k, p in result.curve.items()}
+    assert (folder / "model" / CARD).is_file()
+    assert all(Path(path).stat().st_size > 1000 for path in result.figures.values())
+    assert {"curve", "exposure", "examples"} <= result.figures.keys()
+    scores = Scores.read(folder / "scores.json")
+    assert token_curve(scores.items).points == result.curve
+    # Two ranks score every other batch; every question is there once.
+    assert len(scores.items.sources) == len(scores.targets) == 8 * 3
+    assert len(set(scores.items.sources)) == 8
+    assert_tracked(home, result.name, folder)
+    alone = Lab(tmp_path / "alone", configured(f"zero.stage={zero}")).work()
+    losses = history(home, result.name, "train/loss")
+    assert list(losses) == list(range(1, 13))
+    assert list(losses.values()) == pytest.approx(alone.losses, rel=1e-4)
+    until("free CPUs", cluster_is_free)
+
+
+def assert_tracked(home: Path, name: str, folder: Path) -> None:
+    client, run = tracked(home, name)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["seed"] == "0"
+    assert run.data.params["global_batch"] == "8"
+    assert run.data.tags["config.workers"] == "2"
+    assert list(history(home, name, "curve/quality")) == [1, 4, 16]
+    for metric in ("train/loss", "train/lr", "train/grad_norm", "train/step_seconds"):
+        assert list(history(home, name, metric)) == list(range(1, 13)), metric
+    models = client.search_logged_models([run.info.experiment_id])
+    mine = [model for model in models if model.source_run_id == run.info.run_id]
+    assert len(mine) == 1
+    artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"config.json", "result.json", "figures", "tables"} <= artifacts
+    assert json.loads((folder / "run.json").read_text())["run_id"] == run.info.run_id
+
+
+def test_a_finished_run_returns_at_once_and_a_new_one_forks_its_weights(
+    home: Path, tmp_path: Path, worker_process: None
+) -> None:
+    first = train("seed=5")
+    stages: list[object] = []
+    again = train("seed=5", progress=lambda latest: stages.append(latest["stage"]))
+    assert again == first
+    assert stages == []
+    forked = train("seed=6", name=first.name, new=True, source=first.name)
+    assert forked.name == f"{first.name}-2"
+    assert forked.run_id != first.run_id
+    _, run = tracked(home, forked.name)
+    assert run.data.tags["forked_from"] == first.name
+    assert api.report(["last"]) == [forked]
+    source = newest(folder_of(first) / "checkpoints")
+    assert source is not None
+    control = Lab(tmp_path / "control", configured("seed=6")).work(weights=source.folder / WEIGHTS)
+    assert list(history(home, forked.name, "train/loss").values()) == control.losses
+    fresh = Lab(tmp_path / "fresh", configured("seed=6")).work()
+    assert fresh.losses[4:] != control.losses[4:]
