@@ -12,6 +12,7 @@ from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
 from tokendial.results import RunResult, read_result
 from tokendial.runs import Run
+from tokendial.scores import Scores
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -83,7 +84,8 @@ def comparison(results: Sequence[RunResult]) -> Path:
     folder = runs.home() / "reports"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{'--'.join(result.name for result in results)[:150]}.html"
-    runs.write_atomically(path, compare_report(results))
+    scores = {result.name: Scores.read(runs.find(result.name).folder / "scores.json").items for result in results}
+    runs.write_atomically(path, compare_report(results, scores))
     return path
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tokendial.contracts import Cost, RunConfig
+from tokendial.contracts import Cost
 from tokendial.curve import TokenCurve
 from tokendial.experiments import ConfigError
 from tokendial.runs import write_atomically
@@ -59,15 +59,20 @@ def read_card(folder: Path) -> ModelCard:
     return ModelCard.model_validate_json(path.read_text("utf-8"))
 
 
-def write_cards(folder: Path, card: ModelCard, curve: TokenCurve, config: RunConfig[Any], cost: Cost) -> None:
-    """Write card, ladder and digests into a folder that the workload has exported."""
+def answer_flops(cost: Cost, count: int) -> float:
+    """FLOPs of one forward pass of one example at a count: what a ladder calls its cost."""
+    return cost.tower_flops(False) + cost.language_flops(count, frozenset(), backward=False)
+
+
+def write_cards(folder: Path, card: ModelCard, curve: TokenCurve, priced: Mapping[int, float]) -> None:
+    """Write card, ladder and digests into a folder that the workload has exported; `priced` is FLOPs by count."""
     write_atomically(folder / CARD, card.model_dump_json(indent=2))
     rungs = [
         Rung(
             count=count,
             quality=point.quality,
             quality_ci=point.ci,
-            cost_flops=cost.tower_flops(False) + cost.language_flops(count, frozenset(), backward=False),
+            cost_flops=priced[count],
         ).model_dump()
         for count, point in curve.points.items()
     ]

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ValidationError
 from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError, experiment, workload
 from tokendial.presets import SECTION_PRESETS
+from tokendial.runs import home
 from tokendial.schedule import PRESETS, ScheduleConfig, preset
+from tokendial.tracking import resolve_uri
 
 MAX_CONFIG_BYTES = 1 << 20
 BOUNDS = ("steps", "flops", "tokens", "seconds")
@@ -45,6 +47,10 @@ def resolve(
     config = _validated(type(base), _merged(base, fields, presets))
     try:
         workload(config.workload).check(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        resolve_uri(config.tracking.uri, home())
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if machine_cpus is not None and config.workers > machine_cpus:

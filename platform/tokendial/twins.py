@@ -120,7 +120,7 @@ class _Board:
 def _recorded(
     run: Run, kind: str, seeds: Sequence[int], names: Mapping[tuple[int | None, int], str]
 ) -> RunResult:
-    from tokendial.report import matrix_html, matrix_png
+    from tokendial.report import curve_html, curve_png, matrix_html, matrix_png
     from tokendial.tracking.finish import finish
 
     scores = {key: _scores(find(name)) for key, name in names.items()}
@@ -129,7 +129,10 @@ def _recorded(
     fixed = {count: {seed: scores[count, seed] for seed in seeds} for count in counts}
     matrix = served_matrix(flexible, fixed, "steps" if kind == "steps" else "flops")
     result = _finished(run)
+    result = result.model_copy(update={"matrix": matrix})
     figures: dict[str, Path] = {
+        "curve": curve_png([result], run.figures / "curve.png"),
+        "curve (html)": curve_html([result], run.figures / "curve.html"),
         "matrix": matrix_png(matrix, run.figures / "matrix.png"),
         "matrix (html)": matrix_html(matrix, run.figures / "matrix.html"),
     }
@@ -137,7 +140,6 @@ def _recorded(
         update={
             "twins": matrix.kind,
             "regret": regret(flexible, fixed),
-            "matrix": matrix,
             "figures": {**result.figures, **{name: str(path) for name, path in figures.items()}},
         }
     )

@@ -104,7 +104,7 @@ def test_the_first_mosaic_never_changes() -> None:
     assert example["cells"].tolist() == [0, 2, 0, 5, 8, 7, 0, 6, 3, 4, 9, 6, 8, 0, 3, 7]
     assert example["turns"] == [
         Turn("reading", "what is b1", "8"),
-        Turn("counting", "how many 6", "two"),
+        Turn("counting", "how many odd b", "two"),
         Turn("place", "where is 4", "c2"),
     ]
 

@@ -34,6 +34,7 @@ SAVING_OVERRIDES = (
     "model.vision.kind=siglip_vision_model",
     'model.vision.config={"hidden_size":128,"num_attention_heads":4,"intermediate_size":384,"num_hidden_layers":2,'
     '"image_size":48,"patch_size":3}',
+    "model.language.kind=llama",
     'model.language.config={"hidden_size":256,"num_attention_heads":4,"intermediate_size":768,"num_hidden_layers":4}',
     "evaluation.counts=[16,64,256]",
 )

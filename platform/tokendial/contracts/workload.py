@@ -110,6 +110,18 @@ class Task(Protocol):
         """Write the Hugging Face folder: safetensors, processor, tokenizer, chat template, code that travels along."""
         ...
 
+    def describe(
+        self,
+        folder: str,
+        config: RunConfig[Any],
+        quality: Mapping[int, float],
+        cost_flops: Mapping[int, float],
+        digests: Mapping[str, str],
+        commit: str,
+    ) -> None:
+        """Write the model card of an exported folder: curve and cost by count, data digests, licence, snippet."""
+        ...
+
     def load(self, folder: str) -> nn.Module:
         """Read an exported folder back through our own classes, never through remote code."""
         ...

@@ -18,9 +18,14 @@ def resolve_uri(configured: str | None, home: Path) -> str:
     """The address to track at: the configured one, else `MLFLOW_TRACKING_URI`, else the default under `home`.
 
     A relative SQLite path is made absolute, because workers run in other folders. Raises ValueError for an address
-    that cannot hold runs.
+    that cannot hold runs, or that holds a password: addresses are stored with the run.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(home)
+    if urlsplit(uri).password:
+        raise ValueError(
+            f"tracking.uri {redact(uri)!r} came with a password, which would be stored with the run; set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+        )
     if uri.startswith(_SQLITE):
         path = uri.removeprefix(_SQLITE).partition("?")[0]
         if not path or path == ":memory:":

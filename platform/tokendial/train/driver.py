@@ -18,7 +18,7 @@ from tokendial.curve import group_quality, token_curve
 from tokendial.experiments import ConfigError, workload
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.ledger import Ledger
-from tokendial.model_folder import ModelCard, write_cards
+from tokendial.model_folder import ModelCard, answer_flops, write_cards
 from tokendial.results import ExampleAnswers, RunResult, read_result, write_result
 from tokendial.runs import Run
 from tokendial.schedule import TokenSchedule
@@ -46,9 +46,21 @@ def train(
     wanted = name or runs.run_name(config, who.user) + (f"-from-{source}" if source else "")
     run = runs.create(runs.fresh_name(wanted) if new else wanted, config, who, parent=source)
     if run.record.status == "FINISHED" and run.result.exists():
+        _settle(run)
         return read_result(run.result)
     with run.lease(), sigterm_raises():
         return _tracked(run, config, who, weights, progress, started, parent)
+
+
+def _settle(run: Run) -> None:
+    """Tell the tracking server what it was not told when the run finished."""
+    from tokendial.tracking import unsettled
+
+    uri = run.record.tracking_uri
+    if uri is not None and unsettled(run.folder / "tracking"):
+        from tokendial.tracking.finish import settle
+
+        settle(uri, run.folder)
 
 
 def with_horizon(config: RunConfig[Any]) -> RunConfig[Any]:
@@ -70,12 +82,12 @@ def _tracked(
     started: float,
     parent: str | None,
 ) -> RunResult:
-    from tokendial.tracking import default_uri
+    from tokendial.tracking import resolve_uri
     from tokendial.tracking.finish import finish
     from tokendial.tracking.opening import open_run
     from tokendial.tracking.server import TrackingUnavailable
 
-    uri = config.tracking.uri or default_uri(runs.home())
+    uri = resolve_uri(config.tracking.uri, runs.home())
     progress({"stage": "preparing"})
     environment.apply()
     with ThreadPoolExecutor(1) as pool:
@@ -164,7 +176,12 @@ def conclude(
         config=config.model_dump(mode="json"),
         versions=versions(),
     )
-    write_cards(run.model, card, curve, config, chosen.cost(config))
+    cost = chosen.cost(config)
+    _, task = chosen.load()
+    priced = {count: answer_flops(cost, count) for count in curve.points}
+    quality = {count: point.quality for count, point in curve.points.items()}
+    task.describe(str(run.model), config, quality, priced, digests, run.record.commit)
+    write_cards(run.model, card, curve, priced)
     result = RunResult(
         run_id=run.record.run_id,
         name=run.name,

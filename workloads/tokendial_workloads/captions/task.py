@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tokendial.contracts import Batch, Grade, RunConfig
 from torch import Tensor, nn
 
+from tokendial_workloads.captions.attribution import ATTRIBUTION, LICENCE
 from tokendial_workloads.captions.data import IGNORED
 from tokendial_workloads.captions.tokenizer import captions_tokenizer
 from tokendial_workloads.vlm.build import vision_config
@@ -33,7 +34,7 @@ class CaptionsTask(ImageTextTask):
     """Quality is token F1 between the generated and the real caption; exact match is recorded beside it."""
 
     def __init__(self) -> None:
-        super().__init__(captions_tokenizer(), metric="token_f1")
+        super().__init__(captions_tokenizer(), "token_f1", licence=LICENCE, attribution=ATTRIBUTION)
 
     def warmup_head(self, config: RunConfig[Any]) -> nn.Module:
         return WordHead(vision_config(config.model.vision).hidden_size, len(self.tokenizer))

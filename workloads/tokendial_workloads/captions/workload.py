@@ -4,6 +4,7 @@ from typing import Any
 
 from tokendial.contracts import Cost, Data, RunConfig, Task, Workload
 
+from tokendial_workloads.captions.attribution import ATTRIBUTION, LICENCE
 from tokendial_workloads.captions.config import CaptionsData
 from tokendial_workloads.captions.vocabulary import GROUPS, VOCABULARY
 from tokendial_workloads.vlm.admission import check_counts
@@ -39,9 +40,8 @@ def load() -> tuple[Data, Task]:
 openmoji = Workload(
     name="captions.openmoji",
     metric="token_f1",
-    licence="CC BY-SA 4.0",
-    attribution="All emojis designed by OpenMoji, the open-source emoji and icon project (openmoji.org). "
-    "License: CC BY-SA 4.0 (creativecommons.org/licenses/by-sa/4.0). Names: Unicode CLDR short names through `emoji`.",
+    licence=LICENCE,
+    attribution=ATTRIBUTION,
     check=check,
     cost=cost,
     load=load,

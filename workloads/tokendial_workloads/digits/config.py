@@ -10,10 +10,10 @@ class DigitsData(DataConfig):
     """Null `path`: scikit-learn's 1,797 digits; otherwise a folder with one sub-folder of images per class 0 … 9."""
 
     text_tokens: Annotated[int, Field(gt=0, strict=True)] = Field(
-        default=51, description="text tokens each example is padded to, placeholders excluded"
+        default=73, description="text tokens each example is padded to, placeholders excluded"
     )
     turns: Annotated[int, Field(gt=0, le=16, strict=True)] = Field(
-        default=10,
+        default=12,
         description="question and answer turns of a training example; in evaluation, one question each",
     )
     train_mosaics: Annotated[int, Field(gt=0, strict=True)] = Field(

@@ -28,8 +28,8 @@ def digits() -> RunConfig[DigitsData]:
     """The full experiment, about eight minutes on one core."""
     return _flexible(
         warm=800,
-        read=800,
-        joint=2800,
+        read=600,
+        joint=2600,
         experiment="digits",
         description="mosaics of real digits: the full experiment",
         checkpoint=CheckpointConfig(every=400),
@@ -41,8 +41,8 @@ def demo() -> RunConfig[DigitsData]:
     """The same model, trained for four minutes on one core."""
     return _flexible(
         warm=700,
-        read=700,
-        joint=1200,
+        read=500,
+        joint=1000,
         experiment="digits.demo",
         description="mosaics of real digits: the demonstration, a few minutes on two cores",
         checkpoint=CheckpointConfig(every=250),
@@ -66,7 +66,7 @@ def tiny() -> RunConfig[DigitsData]:
             "workers": 1,
             "global_batch": 8,
             "model": _model(width=16),
-            "data": DigitsData(turns=4, text_tokens=21, train_mosaics=4096, evaluation_mosaics=128),
+            "data": DigitsData(turns=4, text_tokens=25, train_mosaics=4096, evaluation_mosaics=128),
             "stages": _stages(warm=4, read=4, joint=4),
             "budget": BudgetConfig(steps=12),
             "checkpoint": CheckpointConfig(every=4),
@@ -89,12 +89,12 @@ def _flexible(warm: int, read: int, joint: int, **fields: Any) -> RunConfig[Digi
             counts=COUNTS,
             weights=(1, 5, 1),
             phases=(
-                Phase(until=round((warm + 0.7 * read) / steps, 3), weights=(1, 5, 1)),
+                Phase(until=round(0.7 * read / (read + joint), 3), weights=(1, 5, 1)),
                 Phase(until=1, weights=(2, 3, 5)),
             ),
         ),
         data=DigitsData(),
-        optimizer=OptimizerConfig(lr=4e-3, tower_lr_factor=0.5),
+        optimizer=OptimizerConfig(lr=4e-3, tower_lr_factor=0.3),
         stages=_stages(warm, read, joint),
         budget=BudgetConfig(steps=steps),
         **fields,
@@ -122,7 +122,7 @@ def _model(width: int) -> ModelConfig:
 def _stages(warm: int, read: int, joint: int) -> tuple[StageConfig, ...]:
     """Shares in optimizer steps: name digits through a throw-away head, learn where to look, then all together."""
     return (
-        StageConfig(name="warm_tower", share=warm, train=("tower",), objective="tower"),
+        StageConfig(name="warm_tower", share=warm, train=("tower",), objective="tower", lr_factor=1.7),
         StageConfig(name="read", share=read, train=("projector", "language")),
-        StageConfig(name="all", share=joint, lr_factor=0.5),
+        StageConfig(name="all", share=joint, lr_factor=0.75),
     )

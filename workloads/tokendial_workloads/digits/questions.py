@@ -1,7 +1,7 @@
 """Questions about a mosaic in plain words, with answers of one word; rows are a to d from the top, columns 1 to 4.
 
 reading:  "what is b3" → "7"
-counting: "how many 7" → "two"
+counting: "how many odd b" → "two" (digits in row b)
 place:    "where is 7" → "b3"
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tokendial_workloads.digits.mosaic import GRID, Mosaic, Stream
-from tokendial_workloads.digits.words import CELLS, GROUPS, NUMBERS
+from tokendial_workloads.digits.words import CELLS, GROUPS, NUMBERS, ROWS
 
 
 class Turn(NamedTuple):
@@ -31,9 +31,10 @@ def reading(mosaic: Mosaic, stream: Stream) -> Turn:
 
 
 def counting(mosaic: Mosaic, stream: Stream) -> Turn:
-    """Any digit that appears at most three times, so that zero occurs."""
-    digit = stream.choice(mosaic.counted(0, 3))
-    return Turn("counting", f"how many {digit}", NUMBERS[mosaic.cells.count(digit)])
+    """Odd digits of one row, zero to four."""
+    row = stream.below(GRID)
+    digits = mosaic.cells[row * GRID : (row + 1) * GRID]
+    return Turn("counting", f"how many odd {ROWS[row]}", NUMBERS[sum(digit % 2 for digit in digits)])
 
 
 def place(mosaic: Mosaic, stream: Stream) -> Turn:

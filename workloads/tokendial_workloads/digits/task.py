@@ -9,6 +9,7 @@ import torch
 from tokendial.contracts import Batch, Grade, RunConfig
 from torch import Tensor, nn
 
+from tokendial_workloads.digits.attribution import ATTRIBUTION, LICENCE
 from tokendial_workloads.digits.data import text_tensors
 from tokendial_workloads.digits.tokenizer import digits_tokenizer
 from tokendial_workloads.digits.warmup import CellHead
@@ -21,7 +22,7 @@ class DigitsTask(ImageTextTask):
     """Quality is the share of questions answered right; a mosaic is asked one question of each type."""
 
     def __init__(self) -> None:
-        super().__init__(digits_tokenizer(), metric="accuracy")
+        super().__init__(digits_tokenizer(), "accuracy", licence=LICENCE, attribution=ATTRIBUTION)
 
     def warmup_head(self, config: RunConfig[Any]) -> nn.Module:
         return CellHead(vision_config(config.model.vision).hidden_size)

@@ -4,6 +4,7 @@ from typing import Any
 
 from tokendial.contracts import Cost, Data, RunConfig, Task, Workload
 
+from tokendial_workloads.digits.attribution import ATTRIBUTION, LICENCE
 from tokendial_workloads.digits.config import DigitsData
 from tokendial_workloads.digits.words import CELLS, GROUPS, OPENING_TOKENS, SPECIALS, TURN_TOKENS, WORDS
 from tokendial_workloads.vlm.admission import check_counts
@@ -49,9 +50,8 @@ def load() -> tuple[Data, Task]:
 digits = Workload(
     name="digits",
     metric="accuracy",
-    licence="BSD-3-Clause (scikit-learn); the images are from the UCI repository, CC BY 4.0",
-    attribution="Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning Repository "
-    "(doi.org/10.24432/C50P49), as shipped with scikit-learn.",
+    licence=LICENCE,
+    attribution=ATTRIBUTION,
     check=check,
     cost=cost,
     load=load,

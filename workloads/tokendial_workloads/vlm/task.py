@@ -6,6 +6,8 @@ Shapes: B rows, N patches, C tower width, L text tokens, k visual tokens, M = k 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .build import TextIds, build_model, part_modules
-from .card import Card
+from .card import Card, card_text
+from .configuration import TokendialConfig
 from .decode import greedy, mask_positions
 from .export import export, load
 from .model import TokendialForConditionalGeneration
@@ -162,22 +165,36 @@ class ImageTextTask:
     def export(self, model: nn.Module, config: RunConfig[Any], folder: str) -> None:
         """Write the Hugging Face folder; ids it generates are those that evaluation gave."""
         own = _own(model)
-        export(own, self.tokenizer, folder, card=self.card(own, config), image_token=self.image_token)
+        export(own, self.tokenizer, folder, card=self.card(own.config, config), image_token=self.image_token)
 
     def load(self, folder: str) -> TokendialForConditionalGeneration:
         """Read an exported folder through our own classes, in evaluation mode."""
         return load(folder)
 
-    def card(self, model: TokendialForConditionalGeneration, config: RunConfig[Any]) -> Card:
-        """What is known of the model before it is scored; `card.card_text` renders it, with a curve if it has one."""
+    def describe(
+        self,
+        folder: str,
+        config: RunConfig[Any],
+        quality: Mapping[int, float],
+        cost_flops: Mapping[int, float],
+        digests: Mapping[str, str],
+        commit: str,
+    ) -> None:
+        """Write the card of an exported folder anew, now that the model is scored."""
+        known = self.card(TokendialConfig.from_pretrained(folder), config)
+        scored = replace(known, curve=quality, cost_flops=cost_flops, digests=digests, commit=commit)
+        (Path(folder) / "README.md").write_text(card_text(scored), "utf-8")
+
+    def card(self, model: TokendialConfig, config: RunConfig[Any]) -> Card:
+        """What is known of the model before it is scored."""
         return Card(
             title=config.experiment,
             licence=self.licence,
             attribution=self.attribution,
             metric=self.metric,
-            projector=model.config.projector,
-            trained_counts=tuple(model.config.counts),
-            admissible_counts=model.config.admissible_counts,
+            projector=model.projector,
+            trained_counts=tuple(model.counts),
+            admissible_counts=model.admissible_counts,
         )
 
 
