@@ -41,6 +41,9 @@ def apply() -> None:
         os.environ.setdefault(name, value)
     if not has_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not os.environ.get("RAY_ADDRESS"):
+        # On every system this keeps a cluster that Ray starts here on 127.0.0.1; Ray reads it when it is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(build_folder()))
     scripts = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", "")

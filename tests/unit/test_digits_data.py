@@ -24,8 +24,8 @@ def answer(question: str, cells: tuple[int, ...]) -> str:
     match question.split():
         case ["what", "is", cell]:
             return str(named[cell])
-        case ["how", "many", digit]:
-            return NUMBERS[list(named.values()).count(int(digit))]
+        case ["how", "many", "odd", row]:
+            return NUMBERS[sum(shown % 2 for cell, shown in named.items() if cell[0] == row)]
         case ["where", "is", digit]:
             [cell] = [cell for cell, shown in named.items() if shown == int(digit)]
             return cell
@@ -104,7 +104,7 @@ def test_the_first_mosaic_never_changes() -> None:
     assert example["cells"].tolist() == [0, 2, 0, 5, 8, 7, 0, 6, 3, 4, 9, 6, 8, 0, 3, 7]
     assert example["turns"] == [
         Turn("reading", "what is b1", "8"),
-        Turn("counting", "how many odd b", "two"),
+        Turn("counting", "how many odd c", "two"),
         Turn("place", "where is 4", "c2"),
     ]
 

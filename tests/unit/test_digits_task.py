@@ -84,7 +84,7 @@ def test_every_experiment_is_consistent(experiment: object) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"data": DigitsData(turns=12)}, "data.text_tokens 51 is too small: data.turns 12 needs 61"),
+        ({"data": DigitsData(turns=13)}, "data.text_tokens 73 is too small: data.turns 13 needs 79"),
         ({"data": DigitsData(evaluation_mosaics=8)}, "data.evaluation_mosaics is 8"),
     ],
     ids=["turns", "mosaics"],

@@ -130,8 +130,15 @@ class Task(Protocol):
 class Cost(Protocol):
     """Analytic FLOPs of one configuration (1 multiply-add = 2), padding included. Imports no torch."""
 
-    num_patches: int
-    num_parameters: Mapping[str, int]
+    @property
+    def num_patches(self) -> int:
+        """Patch features of one image."""
+        ...
+
+    @property
+    def num_parameters(self) -> Mapping[str, int]:
+        """Parameters by part."""
+        ...
 
     def tower_flops(self, trained: bool) -> float:
         """Tower, one example, forward (and backward where trained)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -44,7 +43,7 @@ class Board:
 
 
 def connect(address: str | None = None) -> None:
-    """Join the Ray cluster of this process, or start one on this machine."""
+    """Join the Ray cluster of this process, or start one on this machine's loopback."""
     if ray.is_initialized():
         return
     with own_signals():
@@ -55,6 +54,14 @@ def connect(address: str | None = None) -> None:
             log_to_driver=False,
             configure_logging=True,
         )
+    _protect_token()
+
+
+def _protect_token() -> None:
+    """Ray leaves its authentication token readable by everyone; whoever reads it may run code on the cluster."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists():
+        token.chmod(0o600)
 
 
 def cluster_gpus() -> int:
@@ -152,6 +159,7 @@ def _worker(payload: dict[str, Any]) -> None:
     environment.apply()
     sys.path += [folder for folder in payload["path"] if folder not in sys.path]
     import torch
+    from tokendial.tracking.system import SystemMonitor
     from tokendial.tracking.writer import MetricWriter
 
     context = ray.train.get_context()
@@ -160,7 +168,9 @@ def _worker(payload: dict[str, Any]) -> None:
     _log_to(Path(order.folder) / "logs", rank)
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     tracking = payload["tracking"]
-    writer = MetricWriter(tracking["uri"], tracking["run_id"], Path(order.folder) / "tracking") if rank == 0 else None
+    where = tracking["uri"], tracking["run_id"], Path(order.folder) / "tracking"
+    writer = MetricWriter(*where) if rank == 0 else None
+    monitor = SystemMonitor(*where) if context.get_local_rank() == 0 else None
 
     def progress(latest: Mapping[str, Any]) -> None:
         if rank == 0:
@@ -176,11 +186,10 @@ def _worker(payload: dict[str, Any]) -> None:
     try:
         work(order, seat)
     finally:
+        if monitor is not None:
+            monitor.stop()
         if writer is not None:
             writer.close()
-            (Path(order.folder) / "tracking.json").write_text(
-                json.dumps({"seconds_on_caller": writer.seconds_on_caller}), "utf-8"
-            )
 
 
 def _log_to(folder: Path, rank: int) -> None:
