@@ -173,8 +173,8 @@ def _over(name: str, setting: str, own: Sequence[float], peer: Sequence[float]) 
 
 
 def _floor_s(measured: Sequence[Mapping[str, Any]], lane: str) -> float:
-    """Median step FLOPs of a worker at the GEMM rate of the slowest rank."""
-    rate = min(rank["gemm_flops_per_s"] for rank in measured)
+    """Median step FLOPs of a worker at the highest GEMM rate of a rank."""
+    rate = max(rank["gemm_flops_per_s"] for rank in measured)
     return statistics.median(_after_warm(measured[0]["flops"][lane])) / rate
 
 
