@@ -51,9 +51,16 @@ def demo() -> RunConfig[DigitsData]:
 
 
 def twins() -> RunConfig[DigitsData]:
-    """The full experiment, the flexible row of the trained-at x served-at matrix."""
-    return digits().model_copy(
-        update={"experiment": "digits.twins", "description": "mosaics of real digits: the run that twins are held to"}
+    """The flexible row of the trained-at x served-at matrix, short enough to be trained twelve times on two cores."""
+    return _flexible(
+        warm=700,
+        read=500,
+        joint=1500,
+        experiment="digits.twins",
+        description="mosaics of real digits: the run that twins are held to",
+        workers=1,
+        checkpoint=CheckpointConfig(every=500),
+        evaluation=EvaluationConfig(counts=GRID_OF_COUNTS, test_examples=4096),
     )
 
 
@@ -82,7 +89,6 @@ def _flexible(warm: int, read: int, joint: int, **fields: Any) -> RunConfig[Digi
     steps = warm + read + joint
     return RunConfig[DigitsData](
         workload="digits",
-        workers=2,
         global_batch=32,
         model=_model(width=64),
         schedule=ScheduleConfig(
@@ -97,7 +103,7 @@ def _flexible(warm: int, read: int, joint: int, **fields: Any) -> RunConfig[Digi
         optimizer=OptimizerConfig(lr=4e-3, tower_lr_factor=0.3),
         stages=_stages(warm, read, joint),
         budget=BudgetConfig(steps=steps),
-        **fields,
+        **{"workers": 2, **fields},
     )
 
 
