@@ -27,7 +27,8 @@ def precision(config: RunConfig[Any], device: torch.device) -> torch.dtype:
 
 def engine_config(config: RunConfig[Any], dtype: torch.dtype) -> dict[str, Any]:
     """DeepSpeed's configuration of a run."""
-    zero: dict[str, Any] = {"stage": config.zero.stage}
+    # Its memory-efficient linear layer would replace torch's own for the whole process, scoring after training too.
+    zero: dict[str, Any] = {"stage": config.zero.stage, "memory_efficient_linear": False}
     if config.zero.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if config.zero.offload_parameters:
