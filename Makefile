@@ -61,5 +61,4 @@ lint: .venv/.ready
 	$(BIN)/pyright
 
 gpu: .venv/.ready
-	@$(BIN)/python -m pytest -m gpu tests/kernels
-	$(BIN)/python -m tokendial_kernels.bench
+	@$(BIN)/python -m tokendial_kernels.bench --device cuda
