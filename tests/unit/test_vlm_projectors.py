@@ -131,3 +131,10 @@ def test_all_counts_from_one_encoding_give_the_loss_and_gradients_of_separate_pa
     assert loss_once == pytest.approx(loss_each, rel=1e-6)
     for left, right in zip(once, each, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
+
+
+def test_the_pool_projector_is_the_kernel_operator() -> None:
+    """The operator refuses mixed dtypes in its own words; torch's layers would raise something else, or nothing."""
+    projector = tiny("pool").model.multi_modal_projector
+    with pytest.raises(ValueError, match="norm_weight has dtype torch.float32; admissible: torch.float64"):
+        projector(patches().double(), 4)
