@@ -34,15 +34,16 @@ def evaluate(
     grid = tuple(counts or config.evaluation.counts)
     wanted = config.evaluation.model_copy(update={"counts": grid})
     config = config.model_copy(update={"evaluation": wanted})
+    placed = _placed(config, folder)
     try:
-        chosen.check(config)
+        chosen.check(placed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     split = split or card.split
     if split not in SPLITS:
         raise ConfigError(f"--split {split!r} is not one of {', '.join(SPLITS)}")
-    data, task = chosen.load()
-    scores = score(folder, config, data, task, split, examples, progress)
+    data, task = chosen.load(placed)
+    scores = score(folder, placed, data, task, split, examples, progress)
     curve = token_curve(scores.items)
     return RunResult(
         run_id=None,
@@ -64,6 +65,17 @@ def evaluate(
         model_dir=str(folder.resolve()),
         commit=card.commit,
     )
+
+
+def _placed(config: RunConfig[Any], folder: Path) -> RunConfig[Any]:
+    """Sizes and tokenizer from the exported folder where the run had them from elsewhere, which need not exist here."""
+    model = config.model
+    if not any((model.init_from, model.vision.source, model.language.source, model.language.tokenizer)):
+        return config
+    vision = model.vision.model_copy(update={"source": None, "config": {}})
+    language = model.language.model_copy(update={"source": None, "config": {}, "tokenizer": None})
+    own = model.model_copy(update={"init_from": str(folder), "vision": vision, "language": language})
+    return config.model_copy(update={"model": own})
 
 
 def score(

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from tokendial.contracts import Cost, RunConfig
-from tokendial.experiments import workload
+from tokendial.experiments import ConfigError, workload
 from tokendial.schedule import TokenSchedule
 from tokendial.train.driver import with_horizon
 from tokendial.train.horizon import StagePlan, language_span, run_cost, stage_plans
@@ -66,8 +66,11 @@ def _probe(config: RunConfig[Any], cost: Cost) -> dict[str, Any]:
     from tokendial.train.probe import seconds_per_step
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data, task = workload(config.workload).load()
-    sets = data.datasets(config)
+    try:
+        data, task = workload(config.workload).load(config)
+        sets = data.datasets(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     plans = stage_plans(config, config.budget.horizon or 0)
     job = Job(
         config, data, task, cost, sets["train"], TokenSchedule(config.schedule), language_span(plans), 0,

@@ -17,6 +17,7 @@ from tokendial.schedule import PRESETS, ScheduleConfig, preset
 from tokendial.tracking import resolve_uri
 
 MAX_CONFIG_BYTES = 1 << 20
+_PARTS = ("vision", "language")
 BOUNDS = ("steps", "flops", "tokens", "seconds")
 
 __all__ = ["ConfigError", "from_document", "keys", "resolve"]
@@ -156,6 +157,10 @@ def _merged(base: RunConfig[Any], fields: Mapping[str, Any], presets: Mapping[st
     given = [bound for bound in BOUNDS if f"budget.{bound}" in fields]
     if given:
         document["budget"] = dict.fromkeys(BOUNDS) | {"horizon": None}
+    for part in _PARTS:
+        # Weights bring their sizes along, so the experiment's are dropped.
+        if fields.get(f"model.{part}.source") is not None or fields.get("model.init_from") is not None:
+            document["model"][part]["config"] = {}
     for key, value in fields.items():
         _assign(document, key, value, type(base))
     return document

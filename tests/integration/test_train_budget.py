@@ -67,7 +67,7 @@ def test_a_loss_is_a_mean_over_the_answers_of_the_global_batch_whatever_its_part
     uneven = ("workload=train_faults:uneven", ONE_STAGE, "optimizer.lr=1e-2")
     whole = Lab(tmp_path / "whole", configured(*uneven)).work()
     parts = Lab(tmp_path / "parts", configured(*uneven, "micro_batch=2")).work()
-    data, task = workload("train_faults:uneven").load()
+    data, task = workload("train_faults:uneven").load(whole.config)
     train = data.datasets(whole.config)["train"]
     places = [example_at(0, place, len(train)) for place in range(8)]
     targets = [task.num_targets(data.collate([train[i] for i in places[at : at + 2]])) for at in range(0, 8, 2)]

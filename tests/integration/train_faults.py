@@ -63,8 +63,8 @@ class FaultyTask(DigitsTask):
             file.write(line + "\n")
 
 
-def load() -> tuple[Data, Task]:
-    data, _ = digits.load()
+def load(config: RunConfig[Any]) -> tuple[Data, Task]:
+    data, _ = digits.load(config)
     return data, FaultyTask()
 
 
@@ -81,7 +81,7 @@ class UnevenData(DigitsMosaics):
         return batch
 
 
-def load_uneven() -> tuple[Data, Task]:
+def load_uneven(config: RunConfig[Any]) -> tuple[Data, Task]:
     return UnevenData(), DigitsTask()
 
 

@@ -172,6 +172,10 @@ BAD = {
     # data
     "data path missing": (["data.path=/no/such/folder"], ["data.path", "/no/such/folder"]),
     "text too short for its turns": (["data.text_tokens=8"], ["data.text_tokens", "8"]),
+    "tokenizer of another model": (
+        ["model.language.tokenizer=Qwen/Qwen2.5-0.5B"],
+        ["model.language.tokenizer", "Qwen/Qwen2.5-0.5B", "single words"],
+    ),
     "text tokens negative": (["data.text_tokens=-8"], ["data.text_tokens", "-8"]),
     "turns zero": (["data.turns=0"], ["data.turns", "0"]),
     "data workers negative": (["data.num_workers=-1"], ["data.num_workers", "-1"]),

@@ -17,6 +17,10 @@ from tokendial_workloads.captions.tokenizer import captions_tokenizer, train_tok
 from tokendial_workloads.captions.vocabulary import SPECIALS, VOCABULARY
 
 
+def pictures(split: str, seed: int, data: CaptionsData) -> Pictures:
+    return Pictures(split, seed, data, captions_tokenizer())
+
+
 def test_the_embedded_set_has_thousands_of_named_pictures() -> None:
     rows = caption_splits(None, 48)
     sizes = {split: len(rows[split]) for split in SPLITS}
@@ -67,17 +71,17 @@ def test_a_picture_is_drawn_once_and_then_read_from_the_cache(home: Path) -> Non
 
 
 def test_an_item_is_a_function_of_seed_split_and_index_alone() -> None:
-    one, again, other = (Pictures("train", seed, CaptionsData()) for seed in (3, 3, 4))
+    one, again, other = (pictures("train", seed, CaptionsData()) for seed in (3, 3, 4))
     places = range(0, 400, 10)
     assert all((one[i]["pixel_values"] == again[i]["pixel_values"]).all() for i in places)
     assert any((one[i]["pixel_values"] != other[i]["pixel_values"]).any() for i in places)
     assert (
-        Pictures("test", 3, CaptionsData())[5]["pixel_values"] == Pictures("test", 4, CaptionsData())[5]["pixel_values"]
+        pictures("test", 3, CaptionsData())[5]["pixel_values"] == pictures("test", 4, CaptionsData())[5]["pixel_values"]
     ).all()
 
 
 def test_an_example_holds_the_caption_as_targets() -> None:
-    example = Pictures("test", 0, CaptionsData())[0]
+    example = pictures("test", 0, CaptionsData())[0]
     tokenizer = captions_tokenizer()
     targets = example["labels"][example["labels"] != -100]
     assert str(tokenizer.decode(targets, skip_special_tokens=True)).strip() == example["text"]
@@ -132,7 +136,7 @@ def test_token_f1(answer: str, text: str, f1: float) -> None:
 
 
 def test_collate_and_digests() -> None:
-    data, config = Captions(), tiny()
+    data, config = Captions(captions_tokenizer()), tiny()
     test = data.datasets(config)["test"]
     batch = data.collate([test[0], test[1]])
     assert batch["pixel_values"].shape == (2, 3, 48, 48)
@@ -155,7 +159,7 @@ def test_a_folder_with_a_table_replaces_the_embedded_pictures(tmp_path: Path) ->
     write_folder(tmp_path, 60)
     rows = caption_splits(str(tmp_path), 32)
     assert sum(len(rows[split]) for split in SPLITS) == 60
-    assert Pictures("train", 0, CaptionsData(path=str(tmp_path), image_size=32))[0]["pixel_values"].shape == (3, 32, 32)
+    assert pictures("train", 0, CaptionsData(path=str(tmp_path), image_size=32))[0]["pixel_values"].shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize(

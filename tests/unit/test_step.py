@@ -26,7 +26,7 @@ class Bench:
         counts = f"schedule.counts={list(schedule.counts)}"
         self.config = resolve("digits.tiny", ("schedule=uniform", counts, *overrides))
         self.schedule = schedule
-        data, self.task = workload("digits").load()
+        data, self.task = workload("digits").load(self.config)
         examples = data.datasets(self.config)["train"]
         self.batch: Batch = data.collate([examples[i] for i in range(SIZE)])
         self.model: nn.Module = self.task.build_model(self.config).eval()

@@ -64,7 +64,7 @@ def contest(
 def _job(document: dict[str, Any], steps: int, rank: int, world: int, device: torch.device) -> Job:
     config = from_document(document)
     chosen = workload(config.workload)
-    data, task = chosen.load()
+    data, task = chosen.load(config)
     return Job(
         config=config,
         data=data,

@@ -25,15 +25,20 @@ class TowerConfig(Section):
         default=None, description="local folder or hub id of a vision tower; null: random weights"
     )
     kind: str = Field(default="siglip_vision_model", description="transformers model type used where `source` is null")
-    config: dict[str, Any] = Field(default_factory=dict, description="arguments of that model type's configuration")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of that model type's configuration, or changes to the source's"
+    )
 
 
 class LanguageConfig(Section):
     source: str | None = Field(default=None, description="local folder or hub id of a causal LM; null: random weights")
     kind: str = Field(default="llama", description="transformers model type used where `source` is null")
-    config: dict[str, Any] = Field(default_factory=dict, description="arguments of that model type's configuration")
+    config: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of that model type's configuration, or changes to the source's"
+    )
     tokenizer: str | None = Field(
-        default=None, description="local folder or hub id of a tokenizer; null: the workload's own"
+        default=None,
+        description="local folder or hub id of a tokenizer; null: the one beside the weights, or the workload's own",
     )
 
 

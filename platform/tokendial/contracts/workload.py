@@ -163,5 +163,5 @@ class Workload:
     attribution: str
     check: Callable[[RunConfig[Any]], None]
     cost: Callable[[RunConfig[Any]], Cost]
-    load: Callable[[], tuple[Data, Task]]
+    load: Callable[[RunConfig[Any]], tuple[Data, Task]]
     question_groups: tuple[str, ...] = ()

@@ -23,7 +23,7 @@ def example_table(run: Run, config: RunConfig[Any]) -> list[ExampleAnswers]:
     wanted = config.evaluation.table_examples
     if not wanted:
         return []
-    data, task = workload(config.workload).load()
+    data, task = workload(config.workload).load(config)
     items = data.datasets(config)[config.evaluation.split]
     chosen = [items[i] for i in range(min(wanted, len(items)))]
     batch_size = config.evaluation.model_copy(update={"batch_size": len(chosen)})

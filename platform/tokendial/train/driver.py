@@ -147,8 +147,11 @@ def _train(
 
 def _digests(config: RunConfig[Any]) -> Mapping[str, str]:
     """Digests of the data, read while Ray comes up."""
-    data, _ = workload(config.workload).load()
-    return data.digests(config)
+    try:
+        data, _ = workload(config.workload).load(config)
+        return data.digests(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def conclude(
@@ -177,7 +180,7 @@ def conclude(
         versions=versions(),
     )
     cost = chosen.cost(config)
-    _, task = chosen.load()
+    _, task = chosen.load(config)
     priced = {count: answer_flops(cost, count) for count in curve.points}
     quality = {count: point.quality for count, point in curve.points.items()}
     task.describe(str(run.model), config, quality, priced, digests, run.record.commit)

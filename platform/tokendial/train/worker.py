@@ -82,7 +82,7 @@ def work(order: Order, seat: Seat) -> None:
 
 def _job(config: Any, order: Order, seat: Seat) -> Job:
     chosen = workload(config.workload)
-    data, task = chosen.load()
+    data, task = chosen.load(config)
     return Job(
         config=config,
         data=data,

@@ -10,7 +10,8 @@ class CaptionsData(DataConfig):
     """Null `path`: OpenMoji; otherwise a folder of images with a `metadata.csv` of `file_name,text`."""
 
     text_tokens: Annotated[int, Field(gt=0, strict=True)] = Field(
-        default=32, description="text tokens each example is padded to, placeholders excluded; longer captions are cut"
+        default=32,
+        description="text tokens each example is padded to, placeholders excluded; the longest caption must fit",
     )
     image_size: Annotated[int, Field(ge=16, le=512, strict=True)] = Field(
         default=48, description="side of the square that images are drawn in, pixels"

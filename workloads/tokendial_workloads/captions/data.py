@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from tokendial.contracts import Batch, Example, RunConfig
 from tokendial.schedule.draw import mix64, stream_key
+from transformers import PreTrainedTokenizerBase
 
 from tokendial_workloads.captions.concepts import SPLITS
 from tokendial_workloads.captions.config import CaptionsData
 from tokendial_workloads.captions.source import caption_splits, source_digest
-from tokendial_workloads.captions.tokenizer import captions_tokenizer
 from tokendial_workloads.images import decode_image
+from tokendial_workloads.vlm.vocabulary import IMAGE_TOKEN
 
 IGNORED = -100
 
@@ -25,8 +26,8 @@ IGNORED = -100
 class Pictures(Sequence[Example]):
     """A split; training pictures come `repeats` times, each time moved by other pixels."""
 
-    def __init__(self, split: str, seed: int, data: CaptionsData) -> None:
-        self.split, self.seed, self.data = split, seed, data
+    def __init__(self, split: str, seed: int, data: CaptionsData, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.split, self.seed, self.data, self.tokenizer = split, seed, data, tokenizer
         rows = caption_splits(data.path, data.image_size)[split]
         self._texts, self._concepts, self._groups = rows["text"][:], rows["concept"][:], rows["group"][:]
         self._pixels = np.stack([np.asarray(decode_image(png)) for png in rows["png"]])
@@ -43,7 +44,7 @@ class Pictures(Sequence[Example]):
             pixels = self._moved(pixels, index)
         return {
             "pixel_values": normalised(pixels),
-            **text_arrays(self._texts[row], self.data.text_tokens + 1),
+            **text_arrays(self.tokenizer, self._texts[row], self.data.text_tokens + 1),
             "text": self._texts[row],
             "group": self._groups[row],
             "source": self._concepts[row],
@@ -63,11 +64,10 @@ def normalised(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32) / 127.5 - 1
 
 
-def text_arrays(text: str, length: int) -> dict[str, np.ndarray]:
-    """`input_ids`, `attention_mask` and `labels` [length] of a picture and its caption, right-padded, or cut."""
-    tokenizer = captions_tokenizer()
-    opening = [tokenizer.bos_token_id, tokenizer.convert_tokens_to_ids("<image>")]
-    answer = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id][: length - len(opening)]
+def text_arrays(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> dict[str, np.ndarray]:
+    """`input_ids`, `attention_mask` and `labels` [length] of a picture and its caption, right-padded."""
+    opening = [*_start(tokenizer), tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)]
+    answer = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
     padding = length - len(opening) - len(answer)
     return {
         "input_ids": np.array([*opening, *answer, *[tokenizer.pad_token_id] * padding], np.int64),
@@ -76,11 +76,35 @@ def text_arrays(text: str, length: int) -> dict[str, np.ndarray]:
     }
 
 
+def check_texts(tokenizer: PreTrainedTokenizerBase, data: CaptionsData) -> None:
+    """Raise ValueError where a caption does not fit into `data.text_tokens`, or the tokenizer cannot write it."""
+    texts = sorted({text for rows in caption_splits(data.path, data.image_size).values() for text in rows["text"]})
+    written = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for text, ids in zip(texts, written, strict=True):
+        if tokenizer.unk_token_id in ids:
+            raise ValueError(f"the tokenizer {tokenizer.name_or_path} cannot write the caption {text!r}")
+    longest = max(range(len(texts)), key=lambda at: len(written[at]))
+    needed = len(_start(tokenizer)) + len(written[longest]) + 1
+    if data.text_tokens < needed:
+        raise ValueError(
+            f"data.text_tokens {data.text_tokens} is too small: the longest caption, {texts[longest]!r}, needs {needed}"
+        )
+
+
+def _start(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """The beginning of a conversation: a token, or nothing where the tokenizer has none."""
+    return [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+
+
 class Captions:
-    """The `Data` of the captions workload."""
+    """The `Data` of the captions workload, written with one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
 
     def datasets(self, config: RunConfig[Any]) -> Mapping[str, Sequence[Example]]:
-        return {split: Pictures(split, config.seed, config.data) for split in SPLITS}
+        check_texts(self.tokenizer, config.data)
+        return {split: Pictures(split, config.seed, config.data, self.tokenizer) for split in SPLITS}
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Arrays become tensors with a leading axis; `text`, `group` and `source` stay lists."""
@@ -93,6 +117,7 @@ class Captions:
     def digests(self, config: RunConfig[Any]) -> Mapping[str, str]:
         """Texts and pictures of the split; for train also seed, shift and repeats."""
         data: CaptionsData = config.data
+        check_texts(self.tokenizer, data)
         digests = {}
         for split, rows in caption_splits(data.path, data.image_size).items():
             moved = [config.seed, data.shift, data.repeats] if split == "train" else []

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from tokendial.contracts import Batch, Grade, RunConfig
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from tokendial_workloads.captions.attribution import ATTRIBUTION, LICENCE
 from tokendial_workloads.captions.data import IGNORED
-from tokendial_workloads.captions.tokenizer import captions_tokenizer
 from tokendial_workloads.vlm.build import vision_config
 from tokendial_workloads.vlm.task import ImageTextTask
 
@@ -33,11 +33,12 @@ class WordHead(nn.Module):
 class CaptionsTask(ImageTextTask):
     """Quality is token F1 between the generated and the real caption; exact match is recorded beside it."""
 
-    def __init__(self) -> None:
-        super().__init__(captions_tokenizer(), "token_f1", licence=LICENCE, attribution=ATTRIBUTION)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer, "token_f1", licence=LICENCE, attribution=ATTRIBUTION)
 
     def warmup_head(self, config: RunConfig[Any]) -> nn.Module:
-        return WordHead(vision_config(config.model.vision).hidden_size, len(self.tokenizer))
+        width = vision_config(config.model.vision, config.model.init_from).hidden_size
+        return WordHead(width, self.ids.vocab_size)
 
     def warmup_loss(self, head: nn.Module, features: Tensor, batch: Batch) -> tuple[Tensor, int]:
         """Cross-entropy of each caption token against one softmax per picture."""

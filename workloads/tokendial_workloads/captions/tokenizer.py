@@ -1,4 +1,7 @@
-"""Byte-level BPE trained on the names of the training emoji: any text can be written in it, nothing becomes unknown."""
+"""The language model's own tokenizer, or a byte-level BPE trained on the names of the training emoji.
+
+The latter writes any text; nothing becomes unknown.
+"""
 
 import hashlib
 import os
@@ -6,12 +9,15 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+from tokendial.contracts import ModelConfig
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from tokendial_workloads.captions.concepts import concept, split_of
 from tokendial_workloads.captions.source import cache_folder, names
 from tokendial_workloads.captions.vocabulary import SPECIALS, VOCABULARY
+from tokendial_workloads.vlm.sources import source_tokenizer
+from tokendial_workloads.vlm.vocabulary import tokenizer_folder
 
 CHAT_TEMPLATE = """\
 {{ bos_token }}
@@ -21,6 +27,19 @@ CHAT_TEMPLATE = """\
 {%- endif %}
 {%- if message.role == 'assistant' %}{{ eos_token }}{% endif %}
 {%- endfor %}"""
+
+
+def tokenizer_of(model: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer a configuration names or that lies beside its language model; else the workload's own.
+
+    Whichever it is, a conversation is written as training writes it, not by the language model's chat template.
+    """
+    folder = tokenizer_folder(model)
+    if folder is None:
+        return captions_tokenizer()
+    tokenizer = source_tokenizer(folder)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
 
 @lru_cache(maxsize=1)

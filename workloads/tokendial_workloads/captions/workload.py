@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from tokendial.contracts import Cost, Data, RunConfig, Task, Workload
+from tokendial.contracts import Cost, Data, ModelConfig, RunConfig, Task, Workload
 
 from tokendial_workloads.captions.attribution import ATTRIBUTION, LICENCE
 from tokendial_workloads.captions.config import CaptionsData
 from tokendial_workloads.captions.vocabulary import GROUPS, VOCABULARY
 from tokendial_workloads.vlm.admission import check_counts
 from tokendial_workloads.vlm.cost import ModelCost
+from tokendial_workloads.vlm.shapes import language_shape, tower_shape
+from tokendial_workloads.vlm.vocabulary import tokenizer_folder, tokenizer_size
 
 
 def check(config: RunConfig[Any]) -> None:
@@ -16,25 +18,37 @@ def check(config: RunConfig[Any]) -> None:
     data = config.data
     if not isinstance(data, CaptionsData):
         raise ValueError(f"the captions workload needs the settings of CaptionsData, got {type(data).__name__}")
-    if config.model.language.tokenizer is not None:
-        raise ValueError(
-            f"model.language.tokenizer {config.model.language.tokenizer} is set, but captions trains its own"
-        )
     check_counts(config)
+    tower = tower_shape(config.model)
+    if data.image_size != tower.grid[0] * tower.patch:
+        raise ValueError(
+            f"data.image_size {data.image_size} is not what the vision tower sees; set data.image_size="
+            f"{tower.grid[0] * tower.patch}"
+        )
+    language_shape(config.model, vocabulary_size(config.model))
 
 
 def cost(config: RunConfig[Any]) -> Cost:
     """Text is padded to `data.text_tokens` beside the image slot; the warm-up head is one matrix on a mean."""
-    model = ModelCost(config.model, config.data.text_tokens + 1, VOCABULARY, config.activation_checkpointing)
-    model.warmup_head_flops = 2.0 * model.tower.width * VOCABULARY
+    vocabulary = vocabulary_size(config.model)
+    model = ModelCost(config.model, config.data.text_tokens + 1, vocabulary, config.activation_checkpointing)
+    model.warmup_head_flops = 2.0 * model.tower.width * vocabulary
     return model
 
 
-def load() -> tuple[Data, Task]:
+def vocabulary_size(model: ModelConfig) -> int:
+    """Ids of the run's tokenizer."""
+    folder = tokenizer_folder(model)
+    return VOCABULARY if folder is None else tokenizer_size(folder)
+
+
+def load(config: RunConfig[Any]) -> tuple[Data, Task]:
     from tokendial_workloads.captions.data import Captions
     from tokendial_workloads.captions.task import CaptionsTask
+    from tokendial_workloads.captions.tokenizer import tokenizer_of
 
-    return Captions(), CaptionsTask()
+    tokenizer = tokenizer_of(config.model)
+    return Captions(tokenizer), CaptionsTask(tokenizer)
 
 
 openmoji = Workload(

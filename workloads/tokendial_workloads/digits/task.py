@@ -25,7 +25,7 @@ class DigitsTask(ImageTextTask):
         super().__init__(digits_tokenizer(), "accuracy", licence=LICENCE, attribution=ATTRIBUTION)
 
     def warmup_head(self, config: RunConfig[Any]) -> nn.Module:
-        return CellHead(vision_config(config.model.vision).hidden_size)
+        return CellHead(vision_config(config.model.vision, config.model.init_from).hidden_size)
 
     def warmup_loss(self, head: nn.Module, features: Tensor, batch: Batch) -> tuple[Tensor, int]:
         """A cell is a target; its loss is the sum of the head's readings."""

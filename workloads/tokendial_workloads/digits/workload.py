@@ -18,7 +18,8 @@ def check(config: RunConfig[Any]) -> None:
         raise ValueError(f"the digits workload needs the settings of DigitsData, got {type(data).__name__}")
     if config.model.language.tokenizer is not None:
         raise ValueError(
-            f"model.language.tokenizer {config.model.language.tokenizer} is set, but digits has a tokenizer of its own"
+            f"model.language.tokenizer {config.model.language.tokenizer} cannot be used: the answers of digits are "
+            "single words, which its own tokenizer writes as one token each"
         )
     check_counts(config)
     needed = OPENING_TOKENS + data.turns * TURN_TOKENS
@@ -40,7 +41,7 @@ def cost(config: RunConfig[Any]) -> Cost:
     return model
 
 
-def load() -> tuple[Data, Task]:
+def load(config: RunConfig[Any]) -> tuple[Data, Task]:
     from tokendial_workloads.digits.data import DigitsMosaics
     from tokendial_workloads.digits.task import DigitsTask
 

@@ -39,7 +39,8 @@ class TextIds:
         if not isinstance(pad, int) or not isinstance(eos, int):
             raise ValueError(f"the tokenizer needs a padding and an end token, got ids {pad} and {eos}")
         bos = tokenizer.bos_token_id
-        return cls(image, pad, eos, bos if isinstance(bos, int) else None, len(tokenizer))
+        rows = max(tokenizer.get_vocab().values()) + 1
+        return cls(image, pad, eos, bos if isinstance(bos, int) else None, rows)
 
 
 def build_model(

@@ -104,6 +104,8 @@ def language_shape(config: ModelConfig, vocab_size: int) -> LanguageShape:
     source = part.source or (config.init_from if not part.config else None)
     kind, values = _read(part.kind, part.config, source, "text_config", LANGUAGES)
     rows = values.get("vocab_size", vocab_size)
+    if source is None and rows < vocab_size:
+        raise ValueError(f"model.language.config.vocab_size {rows} is less than the {vocab_size} ids of the tokenizer")
     heads = values["num_attention_heads"]
     return LanguageShape(
         kind=kind,
@@ -138,15 +140,20 @@ def _read(
 
 def _config_path(source: str) -> Path:
     """The config.json of a local folder, or of a hub id that is in the Hugging Face cache."""
+    file = source_file(source, "config.json")
+    if file is None:
+        raise ValueError(
+            f"the sizes of {source!r} cannot be known without its config.json: give a local folder, or a hub id after "
+            f"`hf download {source}`"
+        )
+    return file
+
+
+def source_file(source: str, name: str) -> Path | None:
+    """A file of a local folder, or of a hub id that is in the Hugging Face cache; None where it is not there."""
     home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
     cached = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub") / f"models--{source.replace('/', '--')}"
     folders = [Path(source)]
     if (cached / "refs" / "main").is_file():
         folders.append(cached / "snapshots" / (cached / "refs" / "main").read_text().strip())
-    for folder in folders:
-        if (folder / "config.json").is_file():
-            return folder / "config.json"
-    raise ValueError(
-        f"the sizes of {source!r} cannot be known without its config.json: give a local folder, or a hub id after "
-        f"`hf download {source}`"
-    )
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)

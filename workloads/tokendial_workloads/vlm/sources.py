@@ -1,16 +1,26 @@
-"""Weights from local folders and hub ids: a tower, a causal LM, or both (and a projector) from a LLaVA-layout model.
+"""Weights and tokenizers from local folders and hub ids: a tower, a causal LM, or both from a LLaVA-layout model.
 
 Everything is read through `from_pretrained`, from safetensors only, and never with remote code.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokendial.contracts import ModelConfig
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from .model import TokendialForConditionalGeneration
+from .vocabulary import IMAGE_TOKEN
 
 
 def source_config(source: str, part: str, changes: dict[str, Any]) -> Any:
@@ -22,6 +32,22 @@ def source_config(source: str, part: str, changes: dict[str, Any]) -> Any:
             raise ValueError(f"the configuration of {source} has no field {name!r}")
         setattr(made, name, value)
     return made
+
+
+def source_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A language model's tokenizer, the image placeholder added, padding with the end token where it has no other.
+
+    ValueError where it has no end token, without which an answer has no end.
+    """
+    found: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    if found.eos_token is None:
+        raise ValueError(f"the tokenizer of {folder} has no end token; name one in its tokenizer_config.json")
+    if IMAGE_TOKEN not in found.get_vocab():
+        found.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
+    if found.pad_token is None:
+        found.pad_token = found.eos_token
+    found.padding_side = "right"
+    return found
 
 
 def load_sources(model: TokendialForConditionalGeneration, config: ModelConfig) -> None:
