@@ -71,7 +71,7 @@ def test_a_language_model_and_a_tower_from_folders_train_and_travel(
     model: Any = task.build_model(config)
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in task.parts(model).items()}
     assert dict(chosen.cost(config).num_parameters) == sizes
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "lm").get_input_embeddings().weight
+    theirs: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "lm").get_input_embeddings().weight
     assert torch.equal(model.get_input_embeddings().weight[: len(theirs)], theirs)
 
     items = data.datasets(config)["train"]
