@@ -78,7 +78,7 @@ def tiny() -> RunConfig[DigitsData]:
             "budget": BudgetConfig(steps=12),
             "checkpoint": CheckpointConfig(every=4),
             "evaluation": EvaluationConfig(
-                counts=(1, 4, 16), validation_examples=16, test_examples=32, batch_size=16, table_examples=4
+                counts=(1, 4, 16, 144), validation_examples=16, test_examples=32, batch_size=16, table_examples=4
             ),
         }
     )
@@ -92,6 +92,7 @@ def _flexible(warm: int, read: int, joint: int, **fields: Any) -> RunConfig[Digi
         global_batch=32,
         model=_model(width=64),
         schedule=ScheduleConfig(
+            preset="digits",
             counts=COUNTS,
             weights=(1, 5, 1),
             phases=(

@@ -22,7 +22,8 @@ class DigitsTask(ImageTextTask):
     """Quality is the share of questions answered right; a mosaic is asked one question of each type."""
 
     def __init__(self) -> None:
-        super().__init__(digits_tokenizer(), "accuracy", licence=LICENCE, attribution=ATTRIBUTION)
+        tokenizer, question = digits_tokenizer(), "what is b3"
+        super().__init__(tokenizer, "accuracy", licence=LICENCE, attribution=ATTRIBUTION, question=question)
 
     def warmup_head(self, config: RunConfig[Any]) -> nn.Module:
         return CellHead(vision_config(config.model.vision, config.model.init_from).hidden_size)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Card:
-    """What a card tells; `curve` and `cost_flops` are by token count, `digests` by split."""
+    """What a card tells; `curve` and `cost_flops` are by token count, `digests` by split; `question` is an example."""
 
     title: str
     licence: str = "unknown"
@@ -19,6 +19,7 @@ class Card:
     cost_flops: Mapping[int, float] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     commit: str = ""
+    question: str = ""
 
 
 _SNIPPET = """\
@@ -28,7 +29,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained(".", trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)
-messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is in a1"}]}]
+messages = [{"role": "user", "content": [{"type": "image"}QUESTION]}]
 prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
 inputs = processor(images=Image.open("image.png"), text=prompt, visual_tokens=COUNT, add_special_tokens=False)
 ids = model.generate(**inputs, max_new_tokens=16)
@@ -44,7 +45,7 @@ def card_text(card: Card) -> str:
         f"# {card.title}",
         f"A vision-language model whose number of visual tokens per image is a dial (`{card.projector}` projector). "
         f"Trained at {_counts(card.trained_counts)}; it serves {_counts(card.admissible_counts)}.",
-        _SNIPPET.replace("COUNT", str(count)),
+        _SNIPPET.replace("COUNT", str(count)).replace("QUESTION", _asked(card.question)),
     ]
     if card.curve or card.cost_flops:
         sections.append("## Quality and cost by token count\n\n" + _table(card))
@@ -55,6 +56,11 @@ def card_text(card: Card) -> str:
     if card.commit:
         sections.append(f"Trained from commit `{card.commit}`.")
     return "\n\n".join(sections) + "\n"
+
+
+def _asked(question: str) -> str:
+    """The question as a further part of the message; a workload may need none."""
+    return f', {{"type": "text", "text": "{question}"}}' if question else ""
 
 
 def _table(card: Card) -> str:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from tokendial.contracts import Batch, RunConfig
 from torch import Tensor, nn
@@ -35,12 +34,13 @@ class ImageTextTask:
         image_token: str = "<image>",
         licence: str = "unknown",
         attribution: str = "",
+        question: str = "",
     ) -> None:
-        """`licence` and `attribution` are of the data, for the model card; exports carry the tokenizer's template."""
+        """`licence` and `attribution` of the data and an example question are for the model card."""
         self.tokenizer = tokenizer
         self.metric = metric
         self.image_token = image_token
-        self.licence, self.attribution = licence, attribution
+        self.licence, self.attribution, self.question = licence, attribution, question
         self.ids = TextIds.of(tokenizer, image_token)
 
     def build_model(self, config: RunConfig[Any]) -> TokendialForConditionalGeneration:
@@ -145,13 +145,6 @@ class ImageTextTask:
         )
         return [text.strip() for text in self.tokenizer.batch_decode(new_ids_BT, skip_special_tokens=True)]
 
-    @torch.no_grad()
-    def teacher_forced(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Most likely id at each answer position [B, L], -100 elsewhere: exact where every answer is one token."""
-        labels_BL = text_labels(batch)
-        predicted_BL = F.pad(logits[:, :-1].argmax(-1), (1, 0))
-        return predicted_BL.masked_fill(labels_BL == IGNORED, IGNORED)
-
     def warmup_head(self, config: RunConfig[Any]) -> nn.Module | None:
         """No warm-up of the tower unless the workload has one."""
         return None
@@ -191,6 +184,7 @@ class ImageTextTask:
             title=config.experiment,
             licence=self.licence,
             attribution=self.attribution,
+            question=self.question,
             metric=self.metric,
             projector=model.projector,
             trained_counts=tuple(model.counts),
