@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tokendial import environment
+from tokendial import environment, machine
 from tokendial.experiments import ConfigError
 from tokendial.progress import progress_reporter
 
@@ -94,7 +94,7 @@ def train(
             return _print_train_help(experiment)
         if experiment is not None and "=" in experiment:
             experiment, overrides = None, [experiment, *(overrides or [])]
-        resolved = resolve(experiment, overrides or (), config)
+        resolved = resolve(experiment, overrides or (), config, None if dry_run else machine.cpus())
         if dry_run:
             return _print_forecast(api.forecast(resolved), json_)
         with progress_reporter(console if not json_ else Console(stderr=True)) as progress:

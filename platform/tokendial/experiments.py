@@ -2,15 +2,30 @@
 
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
+
+from pydantic import ValidationError
 
 from tokendial.contracts import RunConfig, Workload
 
 
 class ConfigError(ValueError):
     """Bad input of a user, in one sentence."""
+
+
+def sentence(error: ValidationError, prefix: str = "") -> str:
+    """The first problem of a validation, as one sentence."""
+    problem = error.errors(include_url=False)[0]
+    where = prefix + ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return message
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where!r}; `tokendial train EXPERIMENT --help` lists the keys"
+    shown = repr(problem["input"])
+    return f"{where} = {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
 
 
 def experiment_names() -> Mapping[str, str]:
@@ -21,7 +36,7 @@ def experiment_names() -> Mapping[str, str]:
 def experiment(name: str) -> RunConfig[Any]:
     """The configuration an experiment's function returns; raises ConfigError for an unknown name."""
     found = _load("experiment", name, "tokendial.experiments")
-    config = found() if callable(found) else found
+    config = _called(name, found) if callable(found) else found
     if not isinstance(config, RunConfig):
         kind = type(config).__name__
         raise ConfigError(f"experiment {name!r} gives a {kind}; it must be a function that returns a RunConfig")
@@ -40,9 +55,26 @@ def _load(kind: str, name: str, group: str) -> Any:
     known = {point.name: point.value for point in entry_points(group=group)}
     module, colon, attribute = known.get(name, name).partition(":")
     if not colon:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
-        raise ConfigError(f"{kind} {name!r} is unknown; near it: {', '.join(near)} (or module:object of your own)")
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"near it: {', '.join(near)}" if near else f"known: {', '.join(sorted(known))}"
+        raise ConfigError(f"{kind} {name!r} is unknown; {hint} (or module:object of your own)")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{kind} {name!r} cannot be imported: {error}") from error
+    # A user's own module can fail in any way as it is imported; that is bad input, not a fault of ours.
+    except Exception as error:
+        raise ConfigError(f"{kind} {name!r} cannot be imported: {_said(error)}") from error
+
+
+def _called(name: str, function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    # As above: what a user's own function raises is theirs to read, in one sentence.
+    except Exception as error:
+        raise ConfigError(f"experiment {name!r} cannot be made: {_said(error)}") from error
+
+
+def _said(error: Exception) -> str:
+    """Kind and first words of an exception, on one line."""
+    text = sentence(error) if isinstance(error, ValidationError) else str(error)
+    line = " ".join(text.split())
+    return f"{type(error).__name__}: {line if len(line) < 300 else line[:297] + '...'}"

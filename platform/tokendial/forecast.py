@@ -11,10 +11,10 @@ from tokendial.contracts import Cost, RunConfig
 from tokendial.experiments import ConfigError, workload
 from tokendial.schedule import TokenSchedule
 from tokendial.train.driver import with_horizon
-from tokendial.train.horizon import StagePlan, language_span, run_cost, stage_plans
+from tokendial.train.horizon import language_span, run_cost, stage_plans
 
-PROBE_PASSES = 3
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
+SECONDS_COVER = "one worker's passes on this machine; without communication, start-up and scoring"
 
 
 def forecast(config: RunConfig[Any]) -> dict[str, Any]:
@@ -58,12 +58,12 @@ def _state_bytes(config: RunConfig[Any], cost: Cost) -> int:
 
 
 def _probe(config: RunConfig[Any], cost: Cost) -> dict[str, Any]:
-    """Time real passes of the run's own model on this machine at every count, and read the memory they took."""
+    """Time real passes of the run's own model on this machine as the draws run them, and read the memory they took."""
     import torch
 
     from tokendial.train.loop import Job
     from tokendial.train.memory import peak_bytes
-    from tokendial.train.probe import seconds_per_step
+    from tokendial.train.probe import stage_seconds
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -77,25 +77,12 @@ def _probe(config: RunConfig[Any], cost: Cost) -> dict[str, Any]:
         config.workers, device, torch.float32,
     )  # fmt: skip
     began = time.perf_counter()
-    seconds = sum(_stage_seconds(job, plan, seconds_per_step(job, plan.config, PROBE_PASSES)) for plan in plans)
+    seconds = sum(stage_seconds(job, plan) for plan in plans)
     return {
         "examples": {split: len(items) for split, items in sets.items()},
         "data_digests": dict(data.digests(config)),
         "seconds_training": round(seconds, 1),
+        "seconds_cover": SECONDS_COVER,
         "peak_bytes_per_worker": peak_bytes(device),
         "probe_seconds": round(time.perf_counter() - began, 1),
     }
-
-
-def _stage_seconds(job: Any, plan: StagePlan, seconds: Mapping[int, float]) -> float:
-    """Seconds of a stage from seconds per step at each count (0: warm-up)."""
-    steps = range(plan.start, plan.stop)
-    if plan.config.objective == "tower":
-        return len(steps) * seconds[0]
-    first, span = job.span
-    total = 0.0
-    for step in steps:
-        groups = job.schedule.draw(job.config.seed, step - first, job.config.global_batch, span).groups
-        whole = sum(len(group.positions) * seconds[group.count] for group in groups)
-        total += whole / job.config.global_batch
-    return total

@@ -3,6 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from tokendial.contracts.config import PROJECTOR_SETTINGS, ModelConfig
+
+
+def _projector(chosen: str) -> Mapping[str, Any]:
+    """A projector, the settings that only others have put back to their defaults."""
+    others = [name for owner, names in PROJECTOR_SETTINGS.items() if owner != chosen for name in names]
+    return {"projector": chosen, **{name: ModelConfig.model_fields[name].default for name in others}}
+
+
 SECTION_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "zero": {
         "0": {"stage": 0},
@@ -11,7 +20,7 @@ SECTION_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "3": {"stage": 3},
         "offload": {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
     },
-    "model": {name: {"projector": name} for name in ("pool", "query", "pool_after", "mlp")},
+    "model": {name: _projector(name) for name in PROJECTOR_SETTINGS},
     "optimizer": {name: {"shape": name} for name in ("one_cycle", "cosine", "constant")},
     "evaluation": {
         "quick": {"validation_examples": 128, "test_examples": 256, "table_examples": 8},

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from tokendial import machine
 from tokendial.contracts import RunConfig
-from tokendial.experiments import ConfigError, experiment, workload
+from tokendial.experiments import ConfigError, experiment, sentence, workload
 from tokendial.presets import SECTION_PRESETS
 from tokendial.runs import home
 from tokendial.schedule import PRESETS, ScheduleConfig, preset
@@ -27,7 +28,7 @@ def resolve(
     name: str | None,
     overrides: Sequence[str] = (),
     config_file: Path | None = None,
-    machine_cpus: int | None = os.cpu_count(),
+    machine_cpus: int | None = machine.cpus(),
 ) -> RunConfig[Any]:
     """The configuration of a run.
 
@@ -35,7 +36,8 @@ def resolve(
         name: experiment; may be None where `config_file` names it.
         overrides: `dotted.key=value` with JSON values (bare words are strings), or `section=preset`.
         config_file: a resolved configuration to start from instead of the experiment's own.
-        machine_cpus: refuse more workers than this; None where the run goes elsewhere.
+        machine_cpus: refuse more workers than this, and bf16 without GPUs; None where the run goes elsewhere or is not
+            started. Under RAY_ADDRESS it goes to that cluster, and this machine is not asked.
 
     Raises:
         ConfigError: one sentence naming the field, the value and what is admissible.
@@ -46,6 +48,7 @@ def resolve(
         base = _validated(type(base), document)
     fields, presets = _parse(overrides, base)
     config = _validated(type(base), _merged(base, fields, presets))
+    _check_horizon(config, fields)
     try:
         workload(config.workload).check(config)
     except ValueError as error:
@@ -54,10 +57,8 @@ def resolve(
         resolve_uri(config.tracking.uri, home())
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if machine_cpus is not None and config.workers > machine_cpus:
-        raise ConfigError(f"workers {config.workers} is more than the {machine_cpus} CPUs of this machine")
-    if config.data.path is not None and "://" not in config.data.path and not Path(config.data.path).exists():
-        raise ConfigError(f"data.path {config.data.path!r} does not exist; give a folder, or omit it for embedded data")
+    if machine_cpus is not None and not os.environ.get("RAY_ADDRESS"):
+        _check_machine(config, machine_cpus)
     return config
 
 
@@ -76,6 +77,28 @@ def keys(model: BaseModel, prefix: str = "") -> dict[str, tuple[str, Any, str]]:
         else:
             found[key] = (_type_name(field.annotation), value, field.description or "")
     return found
+
+
+def _check_horizon(config: RunConfig[Any], fields: Mapping[str, Any]) -> None:
+    """A resolved configuration brings its computed horizon along; one that the user gives must not be passed over."""
+    section = fields.get("budget")
+    given = "budget.horizon" in fields or (isinstance(section, dict) and "horizon" in section)
+    if given and config.budget.seconds is None and config.budget.horizon is not None:
+        raise ConfigError(
+            f"budget.horizon {config.budget.horizon} goes with budget.seconds only; other bounds say how many steps "
+            "there are"
+        )
+
+
+def _check_machine(config: RunConfig[Any], cpus: int) -> None:
+    """Raise ConfigError where the run would not start on this machine."""
+    if config.workers > cpus:
+        raise ConfigError(f"workers {config.workers} is more than the {cpus} CPUs of this machine")
+    if config.precision == "bf16" and machine.gpus() < config.workers:
+        raise ConfigError(
+            f"precision 'bf16' needs a GPU for each of the {config.workers} workers and this machine has "
+            f"{machine.gpus()}; use precision fp32 or auto"
+        )
 
 
 def _experiment_name(name: str | None, document: Mapping[str, Any] | None) -> str:
@@ -124,6 +147,10 @@ def _parse(overrides: Sequence[str], base: RunConfig[Any]) -> tuple[dict[str, An
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override {override!r} is not of the form key=value")
+        if key == "experiment":
+            raise ConfigError(
+                f"override {override!r} cannot change the experiment; name it first: `tokendial train {text}`"
+            )
         key = "schedule" if key == "schedule.preset" else key
         if key in fields or key in presets:
             raise ConfigError(f"duplicate key {key!r}; give each key once")
@@ -145,6 +172,9 @@ def _value(text: str) -> Any:
 def _merged(base: RunConfig[Any], fields: Mapping[str, Any], presets: Mapping[str, str]) -> dict[str, Any]:
     """The base as a document, with presets and then fields applied, whatever their order on the command line."""
     document = base.model_dump(mode="json")
+    projector = fields.get("model.projector")
+    if isinstance(projector, str) and projector in SECTION_PRESETS["model"]:
+        document["model"] |= SECTION_PRESETS["model"][projector]
     for section, name in presets.items():
         if section == "schedule":
             continue
@@ -153,7 +183,7 @@ def _merged(base: RunConfig[Any], fields: Mapping[str, Any], presets: Mapping[st
             known = ", ".join(choices) or "none; set its fields with a dot"
             raise ConfigError(f"{section} preset {name!r} is unknown; presets of {section}: {known}")
         document[section] |= choices[name]
-    document["schedule"] = _schedule(base.schedule, fields.get("schedule.counts"), presets.get("schedule"))
+    document["schedule"] = _schedule(base.schedule, fields, presets.get("schedule"))
     given = [bound for bound in BOUNDS if f"budget.{bound}" in fields]
     if given:
         document["budget"] = dict.fromkeys(BOUNDS) | {"horizon": None}
@@ -166,10 +196,24 @@ def _merged(base: RunConfig[Any], fields: Mapping[str, Any], presets: Mapping[st
     return document
 
 
-def _schedule(base: ScheduleConfig, counts: Any, name: str | None) -> dict[str, Any]:
+def _schedule(base: ScheduleConfig, fields: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """The schedule that fields are then laid over; weights given without phases hold throughout the run."""
+    document = _derived(base, fields, name)
+    if "schedule.weights" in fields and "schedule.phases" not in fields:
+        document["phases"] = []
+    return document
+
+
+def _derived(base: ScheduleConfig, fields: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     """The preset named, or the base's own preset where only the counts change, over the counts asked for."""
+    counts = fields.get("schedule.counts")
     wanted = tuple(counts) if isinstance(counts, list) and counts else None
     if name is None and (wanted is None or base.preset not in PRESETS):
+        if wanted is not None and len(wanted) != len(base.counts) and "schedule.weights" not in fields:
+            raise ConfigError(
+                f"schedule.counts has {len(wanted)} entries, and the experiment's own law weighs {len(base.counts)}; "
+                "give schedule.weights (and schedule.phases) too, or a preset, e.g. schedule=tokenflex"
+            )
         return base.model_dump(mode="json")
     chosen = name or base.preset
     if chosen not in PRESETS:
@@ -177,7 +221,7 @@ def _schedule(base: ScheduleConfig, counts: Any, name: str | None) -> dict[str, 
     try:
         return preset(chosen, wanted or PRESETS[chosen].counts(base.counts)).model_dump(mode="json")
     except ValidationError as error:
-        raise ConfigError(_sentence(error, "schedule.")) from error
+        raise ConfigError(sentence(error, "schedule.")) from error
     except TypeError as error:
         raise ConfigError(f"schedule.counts {list(wanted or ())} must be a list of positive whole numbers") from error
 
@@ -187,7 +231,7 @@ def _assign(document: dict[str, Any], key: str, value: Any, model: type[BaseMode
     place, known = document, model
     for depth, part in enumerate(parents):
         _require(part, place, ".".join(parents[:depth]), known)
-        if place[part] is None:
+        if place[part] is None and _is_free(".".join(["", *parents[: depth + 1]])):
             place[part] = {}
         if not isinstance(place[part], dict):
             raise ConfigError(f"key {key!r} goes into {'.'.join(parents[: depth + 1])}, which has no fields")
@@ -207,28 +251,21 @@ def _require(part: str, place: Mapping[str, Any], inside: str, model: type[BaseM
     if part in place:
         return
     prefix = f"{inside}." if inside else ""
-    near = difflib.get_close_matches(part, place, n=3, cutoff=0.5) or sorted(place)
-    raise ConfigError(f"unknown key {prefix + part!r}; near it: {', '.join(prefix + name for name in near)}")
+    near = difflib.get_close_matches(part, place, n=3, cutoff=0.5)
+    if near:
+        hint = f"near it: {', '.join(prefix + name for name in near)}"
+    elif inside:
+        hint = f"the keys of {inside} are {', '.join(place)}"
+    else:
+        hint = "`tokendial train EXPERIMENT --help` lists the keys"
+    raise ConfigError(f"unknown key {prefix + part!r}; {hint}")
 
 
 def _validated(model: type[RunConfig[Any]], document: Mapping[str, Any]) -> RunConfig[Any]:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(_sentence(error)) from error
-
-
-def _sentence(error: ValidationError, prefix: str = "") -> str:
-    """The first problem of a validation, as one sentence."""
-    problem = error.errors(include_url=False)[0]
-    where = prefix + ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return message
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}; `tokendial train EXPERIMENT --help` lists the keys"
-    shown = repr(problem["input"])
-    return f"{where} = {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
+        raise ConfigError(sentence(error)) from error
 
 
 def _type_name(annotation: Any) -> str:

@@ -227,8 +227,8 @@ def configs(draw: st.DrawFn) -> ScheduleConfig:
             "weights": draw(weights),
             "phases": phases,
             "mix": mix,
-            "random_counts": draw(st.integers(0, max(0, len(counts) - 2))),
-            "stratum": draw(st.sampled_from([1, 2, 4])),
+            "random_counts": draw(st.integers(0, max(0, len(counts) - 2))) if mix == "sandwich" else 1,
+            "stratum": draw(st.sampled_from([1, 2, 4])) if mix == "stratified" else 1,
             "temperature": draw(st.floats(0.05, 20)),
             "temperature_end": draw(st.none() | st.floats(0.05, 20)),
         }

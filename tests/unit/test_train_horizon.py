@@ -113,6 +113,29 @@ def test_a_bound_below_one_step_is_refused() -> None:
         horizon(config(budget=BudgetConfig(flops=10)), UnitCost())
 
 
+@pytest.mark.parametrize("budget", [{"flops": 1e6}, {"tokens": 20_000}, {"steps": 7}], ids=str)
+def test_a_horizon_that_came_along_is_computed_again(budget: dict[str, float]) -> None:
+    fresh = horizon(config(budget=BudgetConfig.model_validate(budget)), UnitCost())
+    assert horizon(config(budget=BudgetConfig.model_validate({**budget, "horizon": 3})), UnitCost()) == fresh != 3
+
+
+def test_a_time_bound_keeps_its_horizon() -> None:
+    assert horizon(config(budget=BudgetConfig(seconds=5, horizon=40)), UnitCost()) == 40
+
+
+def test_prices_are_worked_out_once_for_all_probes() -> None:
+    class Counting(UnitCost):
+        asked = 0
+
+        def language_flops(self, k: int, trained: frozenset[str], backward: bool = True) -> float:
+            self.asked += 1
+            return super().language_flops(k, trained, backward)
+
+    cost = Counting()
+    horizon(config("flexivit", budget=BudgetConfig(flops=1e7)), cost)
+    assert cost.asked <= 2 * 3
+
+
 @pytest.mark.parametrize("shape", ["one_cycle", "cosine", "constant"])
 def test_rates_rise_to_the_peak_and_fall_to_the_floor(shape: str) -> None:
     chosen = OptimizerConfig.model_validate({"shape": shape, "warmup": 0.2, "floor": 0.1})

@@ -1,5 +1,6 @@
 """The configuration of a run as frozen data: one pydantic model per part, a meaning and a unit on every field."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +12,7 @@ from tokendial.schedule.stats import expected_passes, mean_law
 Positive = Annotated[int, Field(gt=0, strict=True)]
 NonNegative = Annotated[int, Field(ge=0, strict=True)]
 Fraction01 = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -76,6 +78,15 @@ class ModelConfig(Section):
     )
 
 
+# Settings that one projector has and the others ignore.
+PROJECTOR_SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "pool": ("pooling", "hidden_factor"),
+    "query": ("max_queries", "query_keys"),
+    "pool_after": (),
+    "mlp": (),
+}
+
+
 class DataConfig(Section):
     """What every workload's data has; a workload subclasses it with fields of its own."""
 
@@ -95,7 +106,7 @@ class OptimizerConfig(Section):
         default=1.0, description="learning rate of the projector, in units of `lr`"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.01, description="decoupled weight decay of matrices")
-    betas: tuple[Fraction01, Fraction01] = Field(default=(0.9, 0.95), description="AdamW's momentum coefficients")
+    betas: tuple[Momentum, Momentum] = Field(default=(0.9, 0.95), description="AdamW's momentum coefficients")
     eps: PositiveFloat = Field(default=1e-8, description="AdamW's denominator floor")
     clip: Annotated[float, Field(ge=0)] = Field(default=1.0, description="gradient-norm limit; 0: none")
     shape: Literal["one_cycle", "cosine", "constant"] = Field(default="one_cycle", description="learning-rate shape")
@@ -116,6 +127,15 @@ class StageConfig(Section):
         description="language: answer tokens; tower: the workload's own warm-up task on the tower alone",
     )
     lr_factor: PositiveFloat = Field(default=1.0, description="learning rate of the stage, in units of `optimizer.lr`")
+
+    @model_validator(mode="after")
+    def _trains_what_it_scores(self) -> Self:
+        if self.objective == "tower" and "tower" not in self.train:
+            raise ValueError(
+                f"stages: {self.name!r} has objective 'tower' but trains only {', '.join(self.train)}; "
+                'give "train": ["tower"]'
+            )
+        return self
 
 
 class ZeroConfig(Section):
@@ -139,7 +159,9 @@ class BudgetConfig(Section):
     flops: PositiveFloat | None = Field(default=None, description="FLOPs as executed (1 multiply-add = 2)")
     tokens: Positive | None = Field(default=None, description="visual + text + pad tokens through the language model")
     seconds: PositiveFloat | None = Field(default=None, description="seconds of training; phases follow `horizon`")
-    horizon: Positive | None = Field(default=None, description="planned optimizer steps; computed where it can be")
+    horizon: Positive | None = Field(
+        default=None, description="planned optimizer steps: given with `seconds`, else computed"
+    )
 
     @model_validator(mode="after")
     def _one_bound(self) -> Self:
@@ -232,11 +254,16 @@ class RunConfig(Section, Generic[D]):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
+        if self.global_batch % self.workers:
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a multiple of workers {self.workers}, so workers would "
+                "have unequal shares of a step"
+            )
         per_pass = (self.micro_batch or 1) * self.workers
         if self.global_batch % per_pass:
             raise ValueError(
                 f"global_batch {self.global_batch} is not a multiple of micro_batch × workers = "
-                f"{self.micro_batch or 1} × {self.workers} = {per_pass}, so gradient accumulation is not whole"
+                f"{self.micro_batch} × {self.workers} = {per_pass}, so gradient accumulation is not whole"
             )
         unit = self.rows * self.workers
         if self.schedule.mix == "stratified" and self.schedule.stratum % unit:
@@ -254,6 +281,11 @@ class RunConfig(Section, Generic[D]):
             )
         if len({stage.name for stage in self.stages}) != len(self.stages) or not self.stages:
             raise ValueError(f"stages need distinct names and at least one stage, got {[s.name for s in self.stages]}")
+        if all(stage.objective == "tower" for stage in self.stages):
+            raise ValueError(
+                f"stages {[s.name for s in self.stages]} all have objective 'tower', so nothing would learn to answer; "
+                "add one with objective 'language'"
+            )
         return self
 
 

@@ -78,6 +78,7 @@ class ScheduleConfig(_Frozen):
         laws = [phase.weights for phase in self.phases] or [self.weights]
         if self.importance and any(0 in law for law in laws):
             raise ValueError(f"schedule.importance divides by draw probabilities, so no weight may be 0, got {laws}")
+        self._check_effects()
         if self.distil is not None and self.distil.teacher != "max" and self.distil.teacher not in counts:
             raise ValueError(f"schedule.distil.teacher {self.distil.teacher} is not one of the counts {counts}")
         if self.mix == "sandwich" and self.random_counts > max(0, len(counts) - 2):
@@ -86,6 +87,23 @@ class ScheduleConfig(_Frozen):
                 f"between the smallest and the largest of {counts}"
             )
         return self
+
+    def _check_effects(self) -> None:
+        """A setting that the mix would ignore is refused rather than accepted without effect."""
+        if self.importance and self.mix in ("all", "sandwich"):
+            raise ValueError(
+                f"schedule.importance has no effect with mix {self.mix!r}, whose counts are not weighted by their draw "
+                "probability; use mix one, sample or stratified"
+            )
+        if self.random_counts != 1 and self.mix != "sandwich":
+            raise ValueError(
+                f"schedule.random_counts {self.random_counts} has no effect with mix {self.mix!r}; only 'sandwich' "
+                "draws random counts"
+            )
+        if self.stratum != 1 and self.mix != "stratified":
+            raise ValueError(
+                f"schedule.stratum {self.stratum} has no effect with mix {self.mix!r}; only 'stratified' has strata"
+            )
 
     def _check_weights(self, name: str, weights: tuple[float, ...]) -> None:
         if len(weights) != len(self.counts):

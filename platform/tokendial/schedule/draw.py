@@ -183,11 +183,17 @@ class TokenSchedule:
         return tuple(groups)
 
 
+@lru_cache(maxsize=256)
+def _fraction(value: float) -> Fraction:
+    """A decimal of the configuration, exactly as written."""
+    return Fraction(str(value))
+
+
 def _phase_at(config: ScheduleConfig, progress: Fraction) -> tuple[Fraction, Phase | None]:
     """Start of the phase that a fraction of the run falls into, and the phase; None where there are no phases."""
     start = Fraction(0)
     for phase in config.phases:
-        end = Fraction(str(phase.until))
+        end = _fraction(phase.until)
         if progress < end or end == 1:
             return start, phase
         start = end
@@ -201,7 +207,7 @@ def _weights_at(config: ScheduleConfig, progress: Fraction) -> list[Fraction]:
         return _exact(config.weights)
     index = config.phases.index(phase)
     before = _exact(config.phases[index - 1].weights if index else config.weights)
-    share = _ease(phase.ease, (progress - start) / (Fraction(str(phase.until)) - start))
+    share = _ease(phase.ease, (progress - start) / (_fraction(phase.until) - start))
     return [(1 - share) * b + share * a for b, a in zip(before, _exact(phase.weights), strict=True)]
 
 

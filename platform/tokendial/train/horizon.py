@@ -1,13 +1,16 @@
 """What a run will do before it does it: stages as step ranges, the horizon of a FLOP or token bound, the forecast."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from tokendial.contracts import Cost, RunConfig, StageConfig
 from tokendial.schedule import Plan, TokenSchedule
 from tokendial.schedule.draw import Group
 
-MAX_STEPS = 10_000_000
+MAX_STEPS = 1_000_000  # of a FLOP or token bound, whose every step is simulated
+SAMPLED_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def stage_plans(config: RunConfig[Any], horizon: int) -> tuple[StagePlan, ...]:
 def language_span(plans: tuple[StagePlan, ...]) -> tuple[int, int]:
     """First step and number of steps that draw from the token schedule; its phases are fractions of these."""
     drawn = [plan for plan in plans if plan.config.objective == "language"]
-    return (drawn[0].start, drawn[-1].stop - drawn[0].start) if drawn else (plans[-1].stop, 0)
+    return drawn[0].start, drawn[-1].stop - drawn[0].start
 
 
 def step_cost(config: RunConfig[Any], cost: Cost, stage: StageConfig, plan: Plan | None) -> Spent:
@@ -55,7 +58,7 @@ def step_cost(config: RunConfig[Any], cost: Cost, stage: StageConfig, plan: Plan
         return Spent(batch * cost.warmup_flops())
     flops = batch * cost.tower_flops("tower" in trained)
     tokens = 0
-    for count, rows, teacher in _executed(config, plan):
+    for count, rows, teacher in executed(config, plan):
         flops += rows * cost.language_flops(count, trained)
         tokens += rows * (count + config.data.text_tokens)
         if teacher is not None:
@@ -73,12 +76,21 @@ def group_flops(cost: Cost, stage: StageConfig, group: Group) -> float:
     return len(group.positions) * each
 
 
-def run_cost(config: RunConfig[Any], cost: Cost, horizon: int) -> Spent:
-    """The whole run: the draws of every step, priced."""
-    schedule = TokenSchedule(config.schedule)
+class CachedCost:
+    """The prices of one example, each worked out once."""
+
+    def __init__(self, cost: Cost) -> None:
+        self.num_patches, self.num_parameters = cost.num_patches, cost.num_parameters
+        self.tower_flops = cache(cost.tower_flops)
+        self.language_flops = cache(cost.language_flops)
+        self.warmup_flops = cache(cost.warmup_flops)
+
+
+def run_cost(config: RunConfig[Any], cost: Cost, horizon: int, stride: int = 1) -> Spent:
+    """The whole run: the draws of every step, priced; with a stride, of every so many steps, as an estimate."""
+    schedule, cost = TokenSchedule(config.schedule), CachedCost(cost)
     plans = stage_plans(config, horizon)
     first, span = language_span(plans)
-    priced: dict[tuple[str, Plan | None], Spent] = {}
     total = Spent()
     for stage in plans:
         if stage.config.objective == "tower":
@@ -86,41 +98,56 @@ def run_cost(config: RunConfig[Any], cost: Cost, horizon: int) -> Spent:
             steps = stage.stop - stage.start
             total += Spent(each.flops * steps, each.tokens * steps)
             continue
-        for step in range(stage.start, stage.stop):
+        for step in range(stage.start, stage.stop, stride):
             plan = schedule.draw(config.seed, step - first, config.global_batch, span)
-            key = (stage.config.name, plan)
-            if key not in priced:
-                priced[key] = step_cost(config, cost, stage.config, plan)
-            total += priced[key]
+            each = step_cost(config, cost, stage.config, plan)
+            steps = min(stride, stage.stop - step)
+            total += Spent(each.flops * steps, each.tokens * steps)
     return total
 
 
 def horizon(config: RunConfig[Any], cost: Cost) -> int:
-    """Optimizer steps of the run: given, or the most whose simulated draws stay within the FLOP or token bound."""
+    """Optimizer steps of the run: those of its bound, or the most whose simulated draws stay within FLOPs or tokens."""
     budget = config.budget
     if budget.steps is not None:
         return budget.steps
-    if budget.horizon is not None:
+    if budget.seconds is not None:
+        assert budget.horizon is not None, "seconds come with a horizon"
         return budget.horizon
+    bound = budget.flops or budget.tokens or 0
+    cost = CachedCost(cost)
 
-    def within(steps: int) -> bool:
-        spent = run_cost(config, cost, steps)
-        return spent.flops <= budget.flops if budget.flops is not None else spent.tokens <= (budget.tokens or 0)
+    def spent(steps: int, stride: int = 1) -> float:
+        whole = run_cost(config, cost, steps, stride)
+        return whole.flops if budget.flops is not None else float(whole.tokens)
 
-    if not within(1):
-        raise ValueError(f"budget {budget.flops or budget.tokens:g} is less than one step costs")
-    low, high = 1, 2
-    while within(high):
-        low, high = high, high * 2
-        if high > MAX_STEPS:
-            raise ValueError(f"budget {budget.flops or budget.tokens:g} allows more than {MAX_STEPS} steps")
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if within(middle) else (low, middle)
+    if spent(1) > bound:
+        raise ValueError(f"budget {bound:g} is less than one step costs")
+    sampled = spent(MAX_STEPS, MAX_STEPS // SAMPLED_STEPS)
+    if sampled <= bound:
+        each = sampled / MAX_STEPS
+        raise ValueError(f"budget {bound:g} allows more than {MAX_STEPS} steps of about {each:.3g}; give a smaller one")
+    return _most(spent, bound, max(2, round(bound * MAX_STEPS / sampled)))
+
+
+def _most(spent: Callable[[int], float], bound: float, guess: int) -> int:
+    """The most steps that stay within the bound: a bracket around a guess, closed by the slope between its ends."""
+    low, at_low, high, at_high = 1, spent(1), 0, 0.0
+    while high - low != 1:
+        price = spent(guess)
+        if price <= bound:
+            low, at_low = guess, price
+        else:
+            high, at_high = guess, price
+        if not high:
+            guess = low + max(1, low // 64)
+            continue
+        share = (bound - at_low) / (at_high - at_low)
+        guess = min(max(low + round(share * (high - low)), low + 1), high - 1)
     return low
 
 
-def _executed(config: RunConfig[Any], plan: Plan) -> list[tuple[int, int, int | None]]:
+def executed(config: RunConfig[Any], plan: Plan) -> list[tuple[int, int, int | None]]:
     """(count, rows, extra teacher pass or None) as the ranks execute a plan."""
     if config.schedule.mix == "sample":
         return _padded(config, plan)

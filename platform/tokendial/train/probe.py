@@ -1,45 +1,85 @@
-"""Timing of a run's own passes on this machine, without Ray or DeepSpeed."""
+"""Timing of a run's own passes on this machine, without Ray or DeepSpeed: what one worker computes, alone."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 from statistics import median
 
 import torch
-from tokendial.contracts import Batch, StageConfig
+from tokendial.contracts import Batch
 from tokendial.train.engine import freeze_all_but
+from tokendial.train.horizon import StagePlan
 from tokendial.train.loop import Job
-from tokendial.train.step import StepModule, Work, move
+from tokendial.train.step import StepModule, Work, move, works
+
+PROBE_PASSES = 12
+Kind = tuple[tuple[int, tuple[int, ...] | None, int | None], ...]
 
 
-def seconds_per_step(job: Job, stage: StageConfig, passes: int) -> Mapping[int, float]:
-    """Median seconds of one worker's share of an optimizer step at each count of the schedule (0: warm-up stage)."""
-    config = job.config
-    head = job.task.warmup_head(config) if stage.objective == "tower" else None
-    module = StepModule(job.task, job.task.build_model(config), head, config.schedule.distil).to(job.device)
+def stage_seconds(job: Job, stage: StagePlan) -> float:
+    """Seconds of the first worker's passes and optimizer steps in a stage, each different pass timed by itself."""
+    steps = stage.stop - stage.start
+    if not steps:
+        return 0.0
+    head = job.task.warmup_head(job.config) if stage.config.objective == "tower" else None
+    module = StepModule(job.task, job.task.build_model(job.config), head, job.config.schedule.distil).to(job.device)
     module.train()
-    freeze_all_but(module, job.task, stage)
+    freeze_all_but(module, job.task, stage.config)
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.0)
-    counts = (0,) if stage.objective == "tower" else config.schedule.counts
-    return {count: median(_timed(job, module, optimizer, stage, count) for _ in range(passes)) for count in counts}
+    counted, examples = _passes(job, stage)
+    train_tower = "tower" in stage.config.train
+    # The first pass of all also allocates what the others find.
+    _pass_seconds(job, module, next(iter(examples.values())), train_tower)
+    repeats = max(1, PROBE_PASSES // len(counted))
+    total = 0.0
+    for kind, times in counted.items():
+        total += times * median(_pass_seconds(job, module, examples[kind], train_tower) for _ in range(repeats))
+    return total + steps * _optimizer_seconds(job, optimizer)
 
 
-def _timed(job: Job, module: StepModule, optimizer: torch.optim.Optimizer, stage: StageConfig, count: int) -> float:
-    rows = job.config.rows
+def _passes(job: Job, stage: StagePlan) -> tuple[Counter[Kind], dict[Kind, list[Work] | None]]:
+    """How often each different pass runs on the first worker in a stage, and one of each."""
+    config, (first, span) = job.config, job.span
+    if stage.config.objective == "tower":
+        return Counter({(): (stage.stop - stage.start) * config.accumulation}), {(): None}
+    counted: Counter[Kind] = Counter()
+    examples: dict[Kind, list[Work] | None] = {}
+    for step in range(stage.start, stage.stop):
+        plan = job.schedule.draw(config.seed, step - first, config.global_batch, span)
+        for micro in range(config.accumulation):
+            todo = works(plan, micro * job.world * config.rows, config.rows, masked=config.schedule.mix == "sample")
+            kind = _kind(todo)
+            counted[kind] += 1
+            examples.setdefault(kind, todo)
+    return counted, examples
+
+
+def _kind(todo: Sequence[Work]) -> Kind:
+    return tuple((work.count, work.rows, work.teacher) for work in todo)
+
+
+def _pass_seconds(job: Job, module: StepModule, todo: list[Work] | None, train_tower: bool) -> float:
+    """Reading, forward and backward of one micro-batch."""
     began = time.perf_counter()
-    for _ in range(job.config.accumulation):
-        batch: Batch = move(job.data.collate([job.examples[i] for i in range(rows)]), job.device, job.dtype)
-        loss, _ = module(batch, _works(job, count, rows), "tower" in stage.train)
-        loss.backward()
-    optimizer.step()
-    optimizer.zero_grad()
+    batch: Batch = move(job.data.collate([job.examples[i] for i in range(job.config.rows)]), job.device, job.dtype)
+    loss, _ = module(batch, todo, train_tower)
+    loss.backward()
+    _settle(job)
     return time.perf_counter() - began
 
 
-def _works(job: Job, count: int, rows: int) -> list[Work] | None:
-    if count == 0:
-        return None
-    distil = job.config.schedule.distil
-    teacher = None if distil is None else job.config.schedule.counts[-1] if distil.teacher == "max" else distil.teacher
-    return [Work(count, None, (1.0,) * rows, None if teacher == count else teacher)]
+def _optimizer_seconds(job: Job, optimizer: torch.optim.Optimizer) -> float:
+    # The first step also makes the moments.
+    optimizer.step()
+    _settle(job)
+    began = time.perf_counter()
+    optimizer.step()
+    _settle(job)
+    return time.perf_counter() - began
+
+
+def _settle(job: Job) -> None:
+    if job.device.type == "cuda":
+        torch.cuda.synchronize(job.device)

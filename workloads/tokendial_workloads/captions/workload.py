@@ -6,10 +6,10 @@ from tokendial.contracts import Cost, Data, ModelConfig, RunConfig, Task, Worklo
 
 from tokendial_workloads.captions.attribution import ATTRIBUTION, LICENCE
 from tokendial_workloads.captions.config import CaptionsData
-from tokendial_workloads.captions.vocabulary import GROUPS, VOCABULARY
-from tokendial_workloads.vlm.admission import check_counts
+from tokendial_workloads.captions.vocabulary import VOCABULARY
+from tokendial_workloads.vlm.admission import check_folder, check_model
 from tokendial_workloads.vlm.cost import ModelCost
-from tokendial_workloads.vlm.shapes import language_shape, tower_shape
+from tokendial_workloads.vlm.shapes import tower_shape
 from tokendial_workloads.vlm.vocabulary import tokenizer_folder, tokenizer_size
 
 
@@ -18,14 +18,14 @@ def check(config: RunConfig[Any]) -> None:
     data = config.data
     if not isinstance(data, CaptionsData):
         raise ValueError(f"the captions workload needs the settings of CaptionsData, got {type(data).__name__}")
-    check_counts(config)
+    check_folder(config)
+    check_model(config, vocabulary_size(config.model))
     tower = tower_shape(config.model)
     if data.image_size != tower.grid[0] * tower.patch:
         raise ValueError(
             f"data.image_size {data.image_size} is not what the vision tower sees; set data.image_size="
             f"{tower.grid[0] * tower.patch}"
         )
-    language_shape(config.model, vocabulary_size(config.model))
 
 
 def cost(config: RunConfig[Any]) -> Cost:
@@ -59,5 +59,4 @@ openmoji = Workload(
     check=check,
     cost=cost,
     load=load,
-    question_groups=GROUPS,
 )

@@ -6,9 +6,13 @@ from tokendial.contracts import Cost, Data, RunConfig, Task, Workload
 
 from tokendial_workloads.digits.attribution import ATTRIBUTION, LICENCE
 from tokendial_workloads.digits.config import DigitsData
-from tokendial_workloads.digits.words import CELLS, GROUPS, OPENING_TOKENS, SPECIALS, TURN_TOKENS, WORDS
-from tokendial_workloads.vlm.admission import check_counts
+from tokendial_workloads.digits.words import CELLS, OPENING_TOKENS, SPECIALS, TURN_TOKENS, WORDS
+from tokendial_workloads.vlm.admission import check_folder, check_model
 from tokendial_workloads.vlm.cost import ModelCost
+from tokendial_workloads.vlm.shapes import tower_values
+
+SIDE = 48  # pixels of a mosaic
+_VOCABULARY = len(SPECIALS) + len(WORDS)
 
 
 def check(config: RunConfig[Any]) -> None:
@@ -21,7 +25,13 @@ def check(config: RunConfig[Any]) -> None:
             f"model.language.tokenizer {config.model.language.tokenizer} cannot be used: the answers of digits are "
             "single words, which its own tokenizer writes as one token each"
         )
-    check_counts(config)
+    check_folder(config)
+    check_model(config, _VOCABULARY)
+    _, tower = tower_values(config.model)
+    if tower["image_size"] != SIDE:
+        raise ValueError(
+            f"model.vision.config.image_size {tower['image_size']} does not fit: mosaics of digits have {SIDE} pixels"
+        )
     needed = OPENING_TOKENS + data.turns * TURN_TOKENS
     if data.text_tokens < needed:
         raise ValueError(f"data.text_tokens {data.text_tokens} is too small: data.turns {data.turns} needs {needed}")
@@ -34,8 +44,7 @@ def check(config: RunConfig[Any]) -> None:
 
 def cost(config: RunConfig[Any]) -> Cost:
     """Text is padded to `data.text_tokens` beside the image slot; the warm-up head reads at three resolutions."""
-    vocabulary = len(SPECIALS) + len(WORDS)
-    model = ModelCost(config.model, config.data.text_tokens + 1, vocabulary, config.activation_checkpointing)
+    model = ModelCost(config.model, config.data.text_tokens + 1, _VOCABULARY, config.activation_checkpointing)
     readings = model.num_patches * 10 + len(CELLS) * (10 + 8) + 4 * (4 * 10)
     model.warmup_head_flops = 2.0 * model.tower.width * readings
     return model
@@ -56,5 +65,4 @@ digits = Workload(
     check=check,
     cost=cost,
     load=load,
-    question_groups=GROUPS,
 )

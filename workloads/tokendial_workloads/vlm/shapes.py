@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokendial.contracts import ModelConfig
+from tokendial.contracts import LanguageConfig, ModelConfig, TowerConfig
 
 _VIT = {
     "hidden_size": 768,
@@ -80,9 +80,7 @@ class LanguageShape:
 
 def tower_shape(config: ModelConfig) -> TowerShape:
     """Sizes of the vision tower; ValueError for a model type or a hub id whose sizes are not known here."""
-    part = config.vision
-    source = part.source or (config.init_from if not part.config else None)
-    kind, values = _read(part.kind, part.config, source, "vision_config", TOWERS)
+    kind, values = tower_values(config)
     size, patch = values["image_size"], values["patch_size"]
     if not isinstance(size, int):
         raise ValueError(f"the cost of a tower is known for square images, got image_size {size}")
@@ -100,9 +98,8 @@ def tower_shape(config: ModelConfig) -> TowerShape:
 
 def language_shape(config: ModelConfig, vocab_size: int) -> LanguageShape:
     """Sizes of the language model, with room for a tokenizer of `vocab_size`; ValueError as for the tower."""
-    part = config.language
-    source = part.source or (config.init_from if not part.config else None)
-    kind, values = _read(part.kind, part.config, source, "text_config", LANGUAGES)
+    source = _source(config, config.language)
+    kind, values = language_values(config)
     rows = values.get("vocab_size", vocab_size)
     if source is None and rows < vocab_size:
         raise ValueError(f"model.language.config.vocab_size {rows} is less than the {vocab_size} ids of the tokenizer")
@@ -120,6 +117,22 @@ def language_shape(config: ModelConfig, vocab_size: int) -> LanguageShape:
         attention_bias=values.get("attention_bias", False),
         mlp_bias=values.get("mlp_bias", False),
     )
+
+
+def tower_values(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Model type of the vision tower and its fields, those of the type that nobody set included."""
+    part = config.vision
+    return _read(part.kind, part.config, _source(config, part), "vision_config", TOWERS)
+
+
+def language_values(config: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Model type of the language model and its fields, as for the tower."""
+    part = config.language
+    return _read(part.kind, part.config, _source(config, part), "text_config", LANGUAGES)
+
+
+def _source(config: ModelConfig, part: TowerConfig | LanguageConfig) -> str | None:
+    return part.source or (config.init_from if not part.config else None)
 
 
 def _read(
