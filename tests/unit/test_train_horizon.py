@@ -17,8 +17,6 @@ from tokendial.schedule import TokenSchedule, preset
 from tokendial.train.horizon import horizon, language_span, run_cost, stage_plans, step_cost
 from tokendial.train.rate import rate
 
-TOWER, ALL = ("tower",), ("tower", "projector", "language")
-
 
 class UnitCost:
     """Tower 100 forward and 200 more backward; language model k forward and 2k more backward; warm-up 50."""
@@ -54,7 +52,7 @@ def config(name: str = "tokenflex", stages: tuple[StageConfig, ...] = (), **chan
 
 
 def test_stages_take_their_shares_and_meet() -> None:
-    stages = (StageConfig(name="warm", share=1, objective="tower", train=TOWER), StageConfig(name="all", share=3))
+    stages = (StageConfig(name="warm", share=1, objective="tower", train=("tower",)), StageConfig(name="all", share=3))
     plans = stage_plans(config(stages=stages), 103)
     assert [(plan.start, plan.stop) for plan in plans] == [(0, 26), (26, 103)]
     assert language_span(plans) == (26, 77)
