@@ -136,5 +136,5 @@ def test_all_counts_from_one_encoding_give_the_loss_and_gradients_of_separate_pa
 def test_the_pool_projector_is_the_kernel_operator() -> None:
     """The operator refuses mixed dtypes in its own words; torch's layers would raise something else, or nothing."""
     projector = tiny("pool").model.multi_modal_projector
-    with pytest.raises(ValueError, match="norm_weight has dtype torch.float32; admissible: torch.float64"):
+    with pytest.raises(ValueError, match=r"norm_weight has dtype torch\.float32; admissible: torch\.float64"):
         projector(patches().double(), 4)
