@@ -10,8 +10,7 @@ from typing import Any
 from tokendial import runs
 from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
-from tokendial.results import RunResult, read_result
-from tokendial.runs import Run
+from tokendial.results import RunResult
 from tokendial.scores import Scores
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -74,7 +73,7 @@ def forecast(config: RunConfig[Any]) -> dict[str, Any]:
 
 def report(references: Sequence[str]) -> list[RunResult]:
     """The results of finished runs."""
-    return [_result(runs.find(reference)) for reference in references]
+    return [runs.find(reference).read_result() for reference in references]
 
 
 def comparison(results: Sequence[RunResult]) -> Path:
@@ -94,17 +93,9 @@ def export(reference: str, to: Path) -> Path:
     from tokendial.model_folder import check_digests
 
     run = runs.find(reference)
-    _result(run)
+    run.read_result()
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"--to {to} is not an empty folder; give one that is empty or absent")
     check_digests(run.model)
     shutil.copytree(run.model, to, dirs_exist_ok=True)
     return to
-
-
-def _result(run: Run) -> RunResult:
-    if not run.result.exists():
-        record = run.record
-        reason = f": {record.error}" if record.error else ""
-        raise ConfigError(f"run {run.name!r} has no result; its status is {record.status}{reason}")
-    return read_result(run.result)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,7 +91,7 @@ def train(
         from tokendial.resolve import resolve
 
         if list_:
-            return _print_list()
+            return _print_list(json_)
         if help_ or (experiment is None and config is None):
             return _print_train_help(experiment)
         if experiment is not None and "=" in experiment:
@@ -114,7 +116,9 @@ def evaluate(
     twins: Annotated[
         str | None, typer.Option(help="Train the fixed-count twins too: `steps` (same steps) or `flops` (same FLOPs).")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of the twins and of the flexible runs beside them.")] = "0",
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of the twins and of the flexible runs beside them; default 0.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Score a model at every count of a grid, trained or not; with --twins, fill the trained-at × served-at matrix."""
@@ -123,8 +127,12 @@ def evaluate(
 
         with progress_reporter(console if not json_ else Console(stderr=True)) as progress:
             if twins is not None:
-                result = api.twins(model, kind=twins, seeds=_integers("--seeds", seeds), progress=progress)
+                _refuse_beside("--twins", {"--counts": counts, "--split": split, "--examples": examples})
+                wanted = (0,) if seeds is None else _integers("--seeds", seeds)
+                result = api.twins(model, kind=twins, seeds=wanted, progress=progress)
             else:
+                if seeds is not None:
+                    raise ConfigError("--seeds goes with --twins only; a model is scored as it is")
                 wanted = None if counts is None else _integers("--counts", counts)
                 result = api.evaluate(model, counts=wanted, split=split, examples=examples, progress=progress)
         _print_result(result, json_)
@@ -141,8 +149,10 @@ def report(
 
         results = api.report(runs)
         if json_:
-            documents = [result.model_dump(mode="json") for result in results]
-            print(json.dumps(documents[0] if len(documents) == 1 else documents))
+            if len(results) == 1:
+                print(results[0].to_line())
+            else:
+                print(json.dumps({"runs": [result.model_dump(mode="json") for result in results]}))
             return
         for result in results:
             _print_result(result, json_=False)
@@ -172,7 +182,7 @@ def doctor(json_: Json = False) -> None:
 
         found = checks()
         if json_:
-            print(json.dumps([check._asdict() if hasattr(check, "_asdict") else vars(check) for check in found]))
+            print(json.dumps([check._asdict() for check in found]))
         else:
             table = Table("check", "", "finding", "what to do")
             for check in found:
@@ -198,6 +208,12 @@ def bench(
         raise typer.Exit(run(part, [*context.args, *(["--help"] if help_ else [])]))
 
 
+def _refuse_beside(option: str, others: dict[str, object]) -> None:
+    given = ", ".join(name for name, value in others.items() if value is not None)
+    if given:
+        raise ConfigError(f"{given} does not go with {option}, which scores every run as its configuration says")
+
+
 def _integers(option: str, text: str) -> tuple[int, ...]:
     try:
         values = tuple(int(part) for part in text.split(","))
@@ -208,24 +224,35 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
     return tuple(sorted(values))
 
 
-def _print_list() -> None:
+def _print_list(json_: bool) -> None:
     from tokendial.experiments import experiment, experiment_names
     from tokendial.schedule import PRESETS
 
-    table = Table("experiment", "workload", "schedule", "what it is", box=None, pad_edge=False)
+    rows: list[dict[str, str]] = []
     for name in experiment_names():
         try:
             config = experiment(name)
         except ConfigError as error:
-            table.add_row(name, "", "", str(error))
+            rows.append({"experiment": name, "workload": "", "schedule": "", "what it is": str(error)})
             continue
-        table.add_row(name, config.workload, config.schedule.preset, config.description)
-    console.print(table)
-    console.print()
-    table = Table("schedule", "what it does", box=None, pad_edge=False)
-    for name, preset in PRESETS.items():
-        table.add_row(name, preset.summary)
-    console.print(table)
+        shown = {"workload": config.workload, "schedule": config.schedule.preset, "what it is": config.description}
+        rows.append({"experiment": name, **shown})
+    schedules = [{"schedule": name, "what it does": preset.summary} for name, preset in PRESETS.items()]
+    if json_:
+        print(json.dumps({"experiments": rows, "schedules": schedules}))
+        return
+    for number, lines in enumerate((rows, schedules)):
+        table = Table(*lines[0], box=None, pad_edge=False)
+        for line in lines:
+            table.add_row(*line.values())
+        if number:
+            print()
+        _wide().print(table)
+
+
+def _wide() -> Console:
+    """As wide as the terminal; elsewhere wide enough that a row is a line."""
+    return console if console.is_terminal else Console(width=1000, markup=False)
 
 
 def _print_train_help(experiment: str | None) -> None:
@@ -274,15 +301,22 @@ def _print_next(result: RunResult) -> None:
     from tokendial.runs import find
 
     uri = find(result.name).record.tracking_uri
+    counts = ",".join(map(str, sorted(result.curve)))
     lines = {
         **{name: _relative(path) for name, path in result.figures.items()},
         "model": _relative(result.model_dir or ""),
-        "compare runs": f"mlflow ui --backend-store-uri {uri}",
-        "next": f"tokendial eval {result.name} --counts 1,4,9,16",
+        "compare runs": f"{_command('mlflow')} ui --backend-store-uri {shlex.quote(str(uri))}",
+        "next": f"{_command('tokendial')} eval {result.name} --counts {counts}",
     }
     console.print()
     for name, text in lines.items():
         console.print(f"{name + ':':<15}{text}", soft_wrap=True, highlight=False)
+
+
+def _command(name: str) -> str:
+    """What to type for a console script of this installation: its name where the shell finds it, else its path."""
+    beside = Path(sys.executable).parent / name
+    return name if shutil.which(name) or not beside.exists() else shlex.quote(_relative(str(beside)))
 
 
 def _relative(path: str) -> str:

@@ -13,7 +13,7 @@ from tokendial.experiments import ConfigError, workload
 from tokendial.model_folder import read_card
 from tokendial.resolve import from_document
 from tokendial.results import RunResult
-from tokendial.runs import config_hash
+from tokendial.runs import Run, config_hash
 from tokendial.scores import Scores, gather, grade
 
 SPLITS = ("test", "validation")
@@ -26,8 +26,12 @@ def evaluate(
     examples: int | None,
     progress: Callable[[Mapping[str, Any]], None],
 ) -> RunResult:
-    """The curve of a run (`last`, name, id) or of a model folder; raises ConfigError for what cannot be scored."""
-    folder = Path(model) if (Path(model) / "config.json").is_file() else runs.find(model).model
+    """The curve of a run (`last`, name, id, folder) or of a model folder; raises ConfigError if it cannot be scored.
+
+    What the run did and spent comes along where the run's folder is there.
+    """
+    folder, run = _located(model)
+    trained = run.read_result() if run is not None and run.result.exists() else None
     card = read_card(folder)
     config = from_document(card.config)
     chosen = workload(card.workload)
@@ -46,7 +50,7 @@ def evaluate(
     scores = score(folder, placed, data, task, split, examples, progress)
     curve = token_curve(scores.items)
     return RunResult(
-        run_id=None,
+        run_id=trained.run_id if trained else None,
         name=card.run,
         status="FINISHED",
         autc=curve.autc,
@@ -62,9 +66,23 @@ def evaluate(
         variant=config_hash(config, without="seed"),
         trained_counts=card.trained_counts,
         seed=config.seed,
+        steps=trained.steps if trained else 0,
+        flops=trained.flops if trained else 0.0,
+        seconds=trained.seconds if trained else 0.0,
+        ledger=trained.ledger if trained else {},
         model_dir=str(folder.resolve()),
         commit=card.commit,
     )
+
+
+def _located(model: str) -> tuple[Path, Run | None]:
+    """The model folder that a reference means, and the run it belongs to if it lies in one."""
+    folder = Path(model)
+    if (folder / "config.json").is_file() and not (folder / "run.json").is_file():
+        home = Run(folder.resolve().parent)
+        return folder, home if (home.folder / "run.json").is_file() and home.model == folder.resolve() else None
+    run = runs.find(model)
+    return run.model, run
 
 
 def _placed(config: RunConfig[Any], folder: Path) -> RunConfig[Any]:

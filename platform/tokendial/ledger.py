@@ -11,9 +11,12 @@ from typing import Any, Self
 
 @dataclass
 class Tally:
-    """Sums over the passes at one count, all workers together; `peak_bytes` is the largest of any worker.
+    """Sums over the passes at one count, all workers together.
 
     `steps` counts the optimizer steps in which the count took part, so steps of a mixed batch appear under several.
+    The passes of a teacher are tokens, FLOPs and seconds of the teacher's count, but neither examples nor steps.
+    `peak_bytes` is the most that any worker process had held by the count's last step (workers are compared at each
+    checkpoint): a peak of the process so far, so a small count that runs after a large one shows the large one's.
     """
 
     visual_tokens: int = 0
@@ -41,7 +44,12 @@ _NAMES = tuple(entry.name for entry in fields(Tally))
 
 @dataclass
 class Ledger:
-    """`worker_seconds`, `cpu_seconds` and `gpu_seconds` are wall time × workers, CPUs and GPUs held, idle or not."""
+    """`wall_seconds` is the time of the optimizer steps.
+
+    `worker_seconds`, `cpu_seconds` and `gpu_seconds` are time × workers, CPUs and GPUs held, idle or not: training,
+    validation, checkpoints, export and scoring. Hours and money follow from them. What a killed worker had held since
+    its last checkpoint is not known.
+    """
 
     counts: dict[int, Tally] = field(default_factory=dict)
     steps: int = 0
@@ -59,8 +67,7 @@ class Ledger:
         self.counts.setdefault(count, Tally()).add(Tally(**amounts))  # pyright: ignore[reportArgumentType]
 
     def hold(self, seconds: float, workers: int, cpus: float, gpus: float = 0.0) -> None:
-        """Add wall time during which the run held `workers` workers with `cpus` CPUs and `gpus` GPUs in all."""
-        self.wall_seconds += seconds
+        """Add time during which the run held `workers` workers with `cpus` CPUs and `gpus` GPUs in all."""
         self.worker_seconds += seconds * workers
         self.cpu_seconds += seconds * cpus
         self.gpu_seconds += seconds * gpus

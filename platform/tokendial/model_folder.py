@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokendial.contracts import Cost
 from tokendial.curve import TokenCurve
@@ -52,11 +52,14 @@ class ModelCard(BaseModel):
 
 
 def read_card(folder: Path) -> ModelCard:
-    """The card of an exported folder; raises ConfigError where there is none."""
+    """The card of an exported folder; raises ConfigError where there is none or a broken one."""
     path = folder / CARD
     if not path.is_file():
         raise ConfigError(f"{str(folder)!r} is no model folder of tokendial: it has no {CARD}")
-    return ModelCard.model_validate_json(path.read_text("utf-8"))
+    try:
+        return ModelCard.model_validate_json(path.read_text("utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is broken; export the model again") from error
 
 
 def answer_flops(cost: Cost, count: int) -> float:

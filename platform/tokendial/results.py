@@ -41,7 +41,7 @@ class RunResult(BaseModel):
     seed: int | None = Field(default=None, description="seed of initialisation, data order and draws")
     steps: int = Field(default=0, description="optimizer steps taken")
     flops: float = Field(default=0.0, description="training FLOPs as executed")
-    seconds: float = Field(default=0.0, description="wall seconds of training")
+    seconds: float = Field(default=0.0, description="wall seconds of the optimizer steps")
     ledger: dict[str, Any] = Field(default_factory=dict, description="what the run spent, per count and in all")
     twins: TwinKind | None = Field(default=None, description="what twins shared with the flexible run: steps or flops")
     regret: dict[int, Difference] = Field(default_factory=dict, description="twin − flexible quality, by count")

@@ -1,10 +1,13 @@
 """The run store: one folder per run under `TOKENDIAL_HOME` (default `./runs`), found by id, name or `last`.
 
     runs/<name>/config.json      resolved configuration
-    runs/<name>/run.json         who, when, status, MLflow run id
-    runs/<name>/checkpoints/     checkpoints whose manifest is the commit
+    runs/<name>/run.json         who, when, status, MLflow run id; uncommitted.diff beside it where there was one
+    runs/<name>/lease.json       the process that works on the run now
+    runs/<name>/checkpoints/     checkpoints whose manifest is the commit; ray/ is Ray Train's own folder
     runs/<name>/model/           exported Hugging Face folder
-    runs/<name>/figures/, result.json, grades.npz, logs/
+    runs/<name>/scores.json      every answer behind the curve; ledger.json: what the run spent
+    runs/<name>/result.json      what the run found; figures/ beside it
+    runs/<name>/logs/            a log per rank; tracking/: records on their way to MLflow
 """
 
 import hashlib
@@ -17,23 +20,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
 from tokendial.identity import Identity, user_name
+from tokendial.results import RunResult, Status, read_result
 
-Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # What may change when a run is resumed, and so is no part of its name.
-VOLATILE = {"workers", "micro_batch", "tracking", "checkpoint", "max_failures", "description"}
+VOLATILE = {"workers", "micro_batch", "zero", "tracking", "checkpoint", "max_failures", "description"}
 LEASE_SECONDS = 30
 
 
 class RunRecord(BaseModel):
-    """`run.json`."""
+    """`run.json`; `parent` is the run whose weights this one started from, `twin_of` the one it was trained for."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,6 +50,7 @@ class RunRecord(BaseModel):
     tracking_uri: str | None = None
     error: str | None = None
     parent: str | None = None
+    twin_of: str | None = None
 
 
 class Run:
@@ -61,7 +65,11 @@ class Run:
 
     @property
     def record(self) -> RunRecord:
-        return RunRecord.model_validate_json((self.folder / "run.json").read_text())
+        """Raises ConfigError where `run.json` is broken."""
+        try:
+            return RunRecord.model_validate_json((self.folder / "run.json").read_text("utf-8"))
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.folder / 'run.json'} is broken; repair it or move the folder away") from error
 
     @property
     def checkpoints(self) -> Path:
@@ -82,6 +90,22 @@ class Run:
     def config_document(self) -> dict[str, Any]:
         return json.loads((self.folder / "config.json").read_text())
 
+    def read_result(self) -> RunResult:
+        """What the run found; raises ConfigError where it has no result or a broken one."""
+        if not self.result.exists():
+            reason = f": {self.record.error}" if self.record.error else ""
+            raise ConfigError(f"run {self.name!r} has no result; its status is {self.record.status}{reason}")
+        try:
+            return read_result(self.result)
+        except (ValidationError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.result} is broken; delete it and train the run again to rewrite it") from error
+
+    def configure(self, config: RunConfig[Any]) -> None:
+        """Write down the configuration that the run goes on with; the caller holds its lease."""
+        document = config.model_dump(mode="json")
+        _refuse_other_config(self, document)
+        write_atomically(self.folder / "config.json", json.dumps(document, indent=2))
+
     def update(self, **changes: Any) -> RunRecord:
         record = self.record.model_copy(update=changes)
         write_atomically(self.folder / "run.json", record.model_dump_json(indent=2))
@@ -91,15 +115,16 @@ class Run:
     def lease(self) -> Iterator[None]:
         """Hold the run for this process; a second holder is refused while the first is alive."""
         path = self.folder / "lease.json"
-        if path.exists():
-            holder = json.loads(path.read_text())
+        mine = {"pid": os.getpid(), "host": socket.gethostname(), "born": _born(os.getpid())}
+        while not _created(path, json.dumps(mine)):
+            holder = _holder(path)
             if _alive(holder, path):
+                who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
                 raise ConfigError(
-                    f"run {self.name!r} is already being worked on by process {holder['pid']} on {holder['host']}; "
+                    f"run {self.name!r} is already being worked on by {who}; "
                     "wait for it, stop it, or start another with --new"
                 )
-        mine = {"pid": os.getpid(), "host": socket.gethostname(), "born": _born(os.getpid())}
-        write_atomically(path, json.dumps(mine))
+            _drop(path, holder)
         stop = threading.Event()
         beat = threading.Thread(target=_beat, args=(path, stop), daemon=True)
         beat.start()
@@ -131,16 +156,18 @@ def config_hash(config: RunConfig[Any], without: str | None = None) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def create(name: str, config: RunConfig[Any], identity: Identity, parent: str | None = None) -> Run:
-    """A new run's folder, or the existing one if its configuration agrees in everything that may not change."""
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"run name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`")
-    run = Run(home() / name)
-    document = config.model_dump(mode="json")
-    if (run.folder / "run.json").exists():
-        _refuse_other_config(run, document)
-    else:
+def create(
+    name: str,
+    config: RunConfig[Any],
+    identity: Identity,
+    parent: str | None = None,
+    twin_of: str | None = None,
+) -> Run:
+    """A new run's folder, or the existing one if it agrees in everything that may not change; see `check`."""
+    run = check(name, config, parent)
+    if not (run.folder / "run.json").exists():
         run.folder.mkdir(parents=True, exist_ok=True)
+        document = config.model_dump(mode="json")
         record = RunRecord(
             name=name,
             experiment=config.experiment,
@@ -149,11 +176,27 @@ def create(name: str, config: RunConfig[Any], identity: Identity, parent: str | 
             created=time.time(),
             commit=identity.commit,
             parent=parent,
+            twin_of=twin_of,
         )
+        write_atomically(run.folder / "config.json", json.dumps(document, indent=2))
         write_atomically(run.folder / "run.json", record.model_dump_json(indent=2))
         if identity.diff:
             (run.folder / "uncommitted.diff").write_text(identity.diff)
-    write_atomically(run.folder / "config.json", json.dumps(document, indent=2))
+    return run
+
+
+def check(name: str, config: RunConfig[Any], parent: str | None = None) -> Run:
+    """The run that a name would be, written or not; raises ConfigError where it cannot be this one."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"run name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`")
+    run = Run(home() / name)
+    if (run.folder / "run.json").exists():
+        _refuse_other_config(run, config.model_dump(mode="json"))
+        before = run.record.parent
+        if parent != before:
+            began, asked = (f"from {source!r}" if source else "from fresh weights" for source in (before, parent))
+            advice = "use --new, another --name, or its own --from"
+            raise ConfigError(f"run {name!r} started {began}, not {asked}; {advice}")
     return run
 
 
@@ -167,9 +210,14 @@ def fresh_name(name: str) -> str:
 
 
 def find(reference: str) -> Run:
-    """The run a user means by a name, an MLflow run id or `last`; raises ConfigError naming the near ones."""
+    """The run a user means by a name, an MLflow run id, its folder or `last`; raises ConfigError naming the near ones.
+
+    `last` is the newest of one's own that was not trained as a twin of another.
+    """
+    if (Path(reference) / "run.json").is_file():
+        return Run(Path(reference).resolve())
     known = list_runs()
-    mine = [run for run in known if run.record.user == user_name()]
+    mine = [run for run in known if run.record.user == user_name() and run.record.twin_of is None]
     if reference == "last" and mine:
         return mine[-1]
     for run in known:
@@ -195,7 +243,7 @@ def write_atomically(path: Path, text: str) -> None:
 def _readable(run: Run) -> bool:
     try:
         return bool(run.record)
-    except (ValidationError, OSError):
+    except (ConfigError, OSError):
         return False
 
 
@@ -206,9 +254,39 @@ def _beat(path: Path, stop: threading.Event) -> None:
             os.utime(path)
 
 
+def _created(path: Path, text: str) -> bool:
+    """Write a file that was not there; False where it was."""
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _holder(path: Path) -> dict[str, Any]:
+    """Who holds a lease; empty while it is being written or after it was given back."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+
+
+def _drop(path: Path, holder: dict[str, Any]) -> None:
+    """Remove the lease of a dead holder, unless another process has replaced it meanwhile."""
+    aside = path.with_name(f".lease.{os.getpid()}.{threading.get_ident()}")
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+        if _holder(aside) != holder:
+            aside.rename(path)
+        aside.unlink(missing_ok=True)
+
+
 def _alive(holder: dict[str, Any], path: Path) -> bool:
-    if holder["host"] != socket.gethostname():
-        return time.time() - path.stat().st_mtime < LEASE_SECONDS
+    if holder.get("host") != socket.gethostname():
+        with suppress(FileNotFoundError):
+            return time.time() - path.stat().st_mtime < LEASE_SECONDS
+        return False
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:

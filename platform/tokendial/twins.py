@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,18 @@ from typing import Any
 from tokendial.contracts import BudgetConfig, RunConfig
 from tokendial.curve import ItemScores, regret, served_matrix
 from tokendial.experiments import ConfigError
-from tokendial.failures import WorkFailed
+from tokendial.failures import Terminated, WorkFailed
 from tokendial.resolve import from_document
 from tokendial.results import RunResult, write_result
 from tokendial.runs import Run, find
 from tokendial.schedule import preset
 from tokendial.scores import Scores
+from tokendial.train.driver import sigterm_raises, train
 
 Progress = Callable[[Mapping[str, Any]], None]
 KINDS = ("steps", "flops")
+# Count (None: the flexible run) and seed.
+Key = tuple[int | None, int]
 
 
 def twins(run: Run, kind: str, seeds: Sequence[int], progress: Progress) -> RunResult:
@@ -31,39 +34,60 @@ def twins(run: Run, kind: str, seeds: Sequence[int], progress: Progress) -> RunR
     if kind not in KINDS:
         raise ConfigError(f"--twins {kind!r} is not one of {', '.join(KINDS)}")
     base = from_document(run.config_document())
-    result = _finished(run)
+    result = run.read_result()
+    _refuse_unscored(run, base, result)
     configs = {
-        (count, seed): twin_config(base, count, seed, kind, result.flops)
+        (count, seed): twin_config(base, count, seed, kind, result)
         for seed in seeds
-        for count in (None, *base.schedule.counts)
+        for count in (None, *result.trained_counts)
     }
-    own = {(None, base.seed): run.name}
-    done = _train_all({key: config for key, config in configs.items() if key not in own}, base.workers, progress)
-    names = {**done, **{key: name for key, name in own.items() if key in configs}}
-    return _recorded(run, kind, seeds, names)
+    missing = {key: config for key, config in configs.items() if key != (None, base.seed)}
+    with sigterm_raises():
+        done = _train_all(missing, run, base.workers, progress)
+        scores = {key: _scores(find(name)) for key, name in done.items()}
+        if base.seed in seeds:
+            scores[None, base.seed] = _scores(run)
+        with run.lease():
+            return _recorded(run, kind, seeds, scores)
 
 
-def twin_config(base: RunConfig[Any], count: int | None, seed: int, kind: str, flops: float) -> RunConfig[Any]:
+def _refuse_unscored(run: Run, base: RunConfig[Any], result: RunResult) -> None:
+    """Twins meet the flexible run at each trained count, so each must have been scored."""
+    unscored = [count for count in result.trained_counts if count not in base.evaluation.counts]
+    if unscored:
+        raise ConfigError(
+            f"run {run.name!r} was trained at {unscored} but not scored there; twins need every trained count in "
+            f"evaluation.counts, which is {list(base.evaluation.counts)}: train it again with those too"
+        )
+
+
+def twin_config(base: RunConfig[Any], count: int | None, seed: int, kind: str, flexible: RunResult) -> RunConfig[Any]:
     """The configuration of one twin; count None is the flexible run itself under another seed."""
     if count is None:
         return base.model_copy(update={"seed": seed})
-    budget = BudgetConfig(steps=base.budget.horizon) if kind == "steps" else BudgetConfig(flops=flops)
+    budget = BudgetConfig(steps=flexible.steps) if kind == "steps" else BudgetConfig(flops=flexible.flops)
     return base.model_copy(update={"seed": seed, "schedule": preset("fixed", (count,)), "budget": budget})
 
 
 def _train_all(
-    configs: Mapping[tuple[int | None, int], RunConfig[Any]], workers: int, progress: Progress
-) -> dict[tuple[int | None, int], str]:
-    """Names of the runs, trained as many at once as the cluster has CPUs for."""
+    configs: Mapping[Key, RunConfig[Any]], flexible: Run, workers: int, progress: Progress
+) -> dict[Key, str]:
+    """Names of the runs, trained as many at once as the cluster has CPUs for; told to stop, all end as KILLED."""
     from tokendial.train import ray_trainer
-    from tokendial.train.driver import train
 
     ray_trainer.connect()
     slots = max(1, ray_trainer.cluster_cpus() // workers)
-    board = _Board(len(configs), progress)
+    board, stop = _Board(len(configs), progress), threading.Event()
     with ThreadPoolExecutor(slots) as pool:
         ordered = sorted(configs.items(), key=_large_first)
-        tasks = {key: pool.submit(_one, train, config, board, key) for key, config in ordered}
+        tasks = {key: pool.submit(_one, config, flexible, board, key, stop) for key, config in ordered}
+        try:
+            wait(tasks.values())
+        except (KeyboardInterrupt, Terminated):
+            stop.set()
+            for task in tasks.values():
+                task.cancel()
+            raise
     failed = {key: error for key, task in tasks.items() if (error := task.exception()) is not None}
     if failed:
         key, error = next(iter(failed.items()))
@@ -71,20 +95,21 @@ def _train_all(
     return {key: task.result() for key, task in tasks.items()}
 
 
-def _large_first(item: tuple[tuple[int | None, int], RunConfig[Any]]) -> tuple[int, int]:
+def _large_first(item: tuple[Key, RunConfig[Any]]) -> tuple[int, int]:
     """Long runs first, so that none is left to run alone at the end."""
     (count, seed), config = item
     return (-(count or config.schedule.counts[-1]), seed)
 
 
-def _one(
-    train: Callable[..., RunResult], config: RunConfig[Any], board: _Board, key: tuple[int | None, int]
-) -> str:
+def _one(config: RunConfig[Any], flexible: Run, board: _Board, key: Key, stop: threading.Event) -> str:
     with board.running(_label(key)) as show:
-        return train(config, name=None, new=False, source=None, progress=show).name
+        source, twin_of = flexible.record.parent, flexible.name
+        return train(
+            config, name=None, new=False, source=source, progress=show, twin_of=twin_of, stop=stop
+        ).name  # fmt: skip
 
 
-def _label(key: tuple[int | None, int]) -> str:
+def _label(key: Key) -> str:
     count, seed = key
     return f"{'flexible' if count is None else f'twin@{count}'} seed {seed}"
 
@@ -117,19 +142,15 @@ class _Board:
         self._progress({"stage": stage, "step": self._done, "total": self._total})
 
 
-def _recorded(
-    run: Run, kind: str, seeds: Sequence[int], names: Mapping[tuple[int | None, int], str]
-) -> RunResult:
+def _recorded(run: Run, kind: str, seeds: Sequence[int], scores: Mapping[Key, ItemScores]) -> RunResult:
     from tokendial.report import curve_html, curve_png, matrix_html, matrix_png
     from tokendial.tracking.finish import finish
 
-    scores = {key: _scores(find(name)) for key, name in names.items()}
     flexible = {seed: scores[None, seed] for seed in seeds}
-    counts = sorted({count for count, _ in names if count is not None})
+    counts = sorted({count for count, _ in scores if count is not None})
     fixed = {count: {seed: scores[count, seed] for seed in seeds} for count in counts}
     matrix = served_matrix(flexible, fixed, "steps" if kind == "steps" else "flops")
-    result = _finished(run)
-    result = result.model_copy(update={"matrix": matrix})
+    result = run.read_result().model_copy(update={"matrix": matrix})
     figures: dict[str, Path] = {
         "curve": curve_png([result], run.figures / "curve.png"),
         "curve (html)": curve_html([result], run.figures / "curve.html"),
@@ -152,9 +173,3 @@ def _recorded(
 
 def _scores(run: Run) -> ItemScores:
     return Scores.read(run.folder / "scores.json").items
-
-
-def _finished(run: Run) -> RunResult:
-    from tokendial.api import report
-
-    return report([run.name])[0]

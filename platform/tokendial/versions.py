@@ -4,7 +4,10 @@ import platform
 from functools import cache
 from importlib import metadata
 
-PACKAGES = ("tokendial", "torch", "ray", "deepspeed", "transformers", "datasets", "tokenizers", "mlflow", "triton")
+PACKAGES = (
+    "tokendial", "torch", "ray", "deepspeed", "transformers", "tokenizers", "datasets", "peft", "triton", "mlflow",
+    "numpy",
+)  # fmt: skip
 
 
 @cache

@@ -31,7 +31,7 @@ def test_a_run_bounded_by_tokens_runs_as_many_through_the_language_model(tmp_pat
     lab = Lab(tmp_path / "run", configured("budget.tokens=5000", "schedule=m3")).work()
     total = ledger(lab).total
     spent = total.visual_tokens + total.text_tokens + total.pad_tokens
-    each = 8 * (4 + 16 + 144 + 3 * 21)
+    each = 8 * (4 + 16 + 144 + 3 * lab.config.data.text_tokens)
     assert spent <= 5000 < spent + 2 * each
     assert spent % each == 0
 

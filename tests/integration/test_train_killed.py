@@ -60,7 +60,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_it_had_not_been(
         assert_bit_equal(final_weights(folder_of(result)), control.weights)
 
 
-def test_a_failed_run_names_its_cause_and_the_same_command_continues_it_on_fewer_workers(
+def test_a_failed_run_names_its_cause_and_is_continued_on_fewer_workers_at_another_zero_stage(
     home: Path, tmp_path: Path, worker_process: None
 ) -> None:
     marker, settings = tmp_path / "marker", (EVERY, "max_failures=0")
@@ -74,10 +74,11 @@ def test_a_failed_run_names_its_cause_and_the_same_command_continues_it_on_fewer
     assert run.info.status == "FAILED"
     with pytest.raises(ConfigError, match=r"run 'it' has another configuration \(seed: 0 → 3\); use --new, another"):
         train(*settings, "seed=3", *fault(marker), name="it")
-    result = train(*settings, "workers=1", *fault(marker), name="it")
+    result = train(*settings, "workers=1", "zero.stage=3", *fault(marker), name="it")
     assert (result.status, result.error, result.run_id) == ("FINISHED", None, record.run_id)
     _, run = tracked(home, "it")
     assert run.info.status == "FINISHED"
+    assert (run.data.tags["config.zero.stage"], run.data.tags["config.workers"]) == ("3", "1")
     control = Lab(tmp_path / "control", configured(EVERY)).work()
     losses = history(home, "it", "train/loss")
     assert list(losses) == list(range(1, 13))

@@ -9,6 +9,7 @@ import pytest
 from run_lab import cluster_is_free, folder_of, history, tracked, train, until
 from tokendial import api
 from tokendial.curve import token_curve
+from tokendial.experiments import ConfigError
 from tokendial.model_folder import CARD, LADDER, check_digests, read_card
 from tokendial.results import read_result
 from tokendial.scores import Scores
@@ -31,6 +32,10 @@ def test_two_workers_train_to_the_end_and_leave_everything_behind(
     assert result.steps == 12
     assert result.spent is not None
     assert result.spent.total.flops == pytest.approx(result.flops)
+    # Both workers are paid for checkpoints, export and scoring too.
+    assert result.seconds == result.spent.wall_seconds
+    assert result.spent.worker_seconds > 2 * result.seconds > 0
+    assert all(tally.peak_bytes > 100 << 20 for tally in result.spent.counts.values())
     check_digests(folder / "model")
     assert read_card(folder / "model").autc == result.autc
     ladder = json.loads((folder / "model" / LADDER).read_text())
@@ -67,6 +72,12 @@ def assert_tracked(home: Path, name: str, folder: Path) -> None:
     artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"config.json", "result.json", "figures", "tables"} <= artifacts
     assert json.loads((folder / "run.json").read_text())["run_id"] == run.info.run_id
+
+
+def test_unreadable_data_is_refused_before_anything_is_written(home: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^data of train_faults:unreadable is broken at line 3$"):
+        train("workload=train_faults:unreadable")
+    assert not home.exists()
 
 
 def test_a_finished_run_returns_at_once_and_a_new_one_forks_its_weights(

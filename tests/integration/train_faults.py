@@ -4,14 +4,14 @@ A fault is JSON in `description`, the one field that neither names a run nor sha
 `{"kill": [9], "rank": 1, "marker": FILE}` kills the rank's process when it first meets global batch 9;
 `{"nan": [5, 6]}` makes the features of these global batches not a number; `{"fail": [3]}` raises;
 `{"slow": [0.5]}` sleeps before each micro-batch. What fired is appended to `marker`, a line each.
-`train_faults:uneven` has examples with different numbers of answers.
+`train_faults:uneven` has examples with different numbers of answers; `train_faults:unreadable` has a broken file.
 """
 
 import json
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,18 @@ def load_uneven(config: RunConfig[Any]) -> tuple[Data, Task]:
     return UnevenData(), DigitsTask()
 
 
+class UnreadableData(DigitsMosaics):
+    """A file of the data is broken, which shows when it is read."""
+
+    def digests(self, config: RunConfig[Any]) -> Mapping[str, str]:
+        raise ValueError(f"data of {config.workload} is broken at line 3")
+
+
+def load_unreadable(config: RunConfig[Any]) -> tuple[Data, Task]:
+    return UnreadableData(), DigitsTask()
+
+
+unreadable = replace(digits, name="train_faults:unreadable", load=load_unreadable)
 uneven = replace(digits, name="train_faults:uneven", load=load_uneven)
 faulty = replace(digits, name="train_faults:faulty", load=load)
 

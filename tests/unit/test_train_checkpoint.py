@@ -71,11 +71,21 @@ def test_weights_of_a_step_are_newer_than_its_exact_checkpoint(root: Path) -> No
 def test_the_writer_keeps_the_newest_and_the_last_weights(tmp_path: Path) -> None:
     writer = Writer(tmp_path, keep=2)
     for step, kind in [(5, "weights"), (10, "exact"), (20, "exact"), (30, "exact"), (30, "weights")]:
+        writer.wait()
         writer.commit(checkpoint(tmp_path, step, kind), manifest(step, kind))
     writer.close()
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert kept == ["step-00000020-exact", "step-00000030-exact", "step-00000030-weights"]
     assert all(isinstance(verified(path), Checkpoint) for path in tmp_path.iterdir())
+
+
+def test_broken_and_half_written_folders_do_not_count_among_those_kept(root: Path) -> None:
+    damage(folder_of(root, 20, "exact"), "flip")
+    checkpoint(root, 25)
+    writer = Writer(root, keep=2)
+    writer.commit(checkpoint(root, 30), manifest(30))
+    writer.close()
+    assert sorted(path.name for path in root.iterdir()) == ["step-00000010-exact", "step-00000030-exact"]
 
 
 def test_what_a_commit_raises_reaches_the_trainer(tmp_path: Path) -> None:

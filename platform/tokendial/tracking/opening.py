@@ -8,7 +8,6 @@ import json
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from tokendial.identity import Identity
 from tokendial.runs import VOLATILE, write_atomically
 from tokendial.tracking.server import AWAY, TrackingUnavailable, connect, logger, probe, reason
 from tokendial.tracking.uri import artifact_root, fingerprint, redact
+from tokendial.versions import versions
 
 FOLDER = "tracking"
-PACKAGES = ("tokendial", "torch", "ray", "deepspeed", "transformers", "datasets", "peft", "triton", "mlflow", "numpy")
 MAX_VALUE_CHARS = 500
 _BATCH = 100
 
@@ -109,7 +108,7 @@ def tags(
 ) -> dict[str, str]:
     """Who, what source, which packages, and the settings that a resumed run may change."""
     settings = {f"config.{key}": value for key, value in flatten(public_config(config)).items() if _volatile(key)}
-    packages = {f"package.{name}": version for name in PACKAGES if (version := _version(name))}
+    packages = {f"package.{name}": version for name, version in versions().items() if name != "python"}
     optional = {
         "mlflow.parentRunId": parent_run_id,
         "mlflow.source.git.commit": identity.commit,
@@ -149,13 +148,6 @@ def _short(text: str) -> str:
 
 def _volatile(key: str) -> bool:
     return key.split(".")[0] in VOLATILE or key in ("data.path", "data.num_workers")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _linked(client: MlflowClient, uri: str, folder: Path) -> Run | None:

@@ -5,7 +5,6 @@ at the end: the model's tensors as safetensors). A folder without a manifest, or
 """
 
 import hashlib
-import json
 import logging
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,16 +99,21 @@ class Writer:
 
     def _commit(self, folder: Path, manifest: Manifest) -> None:
         seal(folder, manifest)
-        self._retire()
+        self._retire(folder)
 
-    def _retire(self) -> None:
-        """Drop what retention no longer keeps: exact ones beyond the newest `keep`, and all before the last weights."""
-        sealed = sorted(path.parent for path in self._root.glob(f"step-*/{MANIFEST}"))
-        kinds = {path: json.loads((path / MANIFEST).read_text())["kind"] for path in sealed}
-        exact = [path for path in sealed if kinds[path] == "exact"]
-        weights = [path for path in sealed if kinds[path] == "weights"]
-        for path in [*exact[: -self._keep], *weights[:-1]]:
-            shutil.rmtree(path)
+    def _retire(self, fresh: Path) -> None:
+        """Keep the newest `keep` whole exact checkpoints and the last whole weights; drop all else, broken ones too.
+
+        `fresh` was sealed just now. Nothing is being written meanwhile: whoever writes a folder waits for us first.
+        """
+        room = {"exact": self._keep, "weights": 1}
+        for folder in sorted((path for path in self._root.glob("step-*") if path.is_dir()), reverse=True):
+            kind = folder.name.rpartition("-")[2]
+            whole = folder == fresh or (room.get(kind, 0) and isinstance(verified(folder), Checkpoint))
+            if whole and room.get(kind, 0):
+                room[kind] -= 1
+            else:
+                shutil.rmtree(folder)
 
 
 def seal(folder: Path, manifest: Manifest) -> None:

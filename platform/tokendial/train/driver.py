@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,13 @@ from tokendial.experiments import ConfigError, workload
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.ledger import Ledger
 from tokendial.model_folder import ModelCard, answer_flops, write_cards
-from tokendial.results import ExampleAnswers, RunResult, read_result, write_result
+from tokendial.results import ExampleAnswers, RunResult, write_result
 from tokendial.runs import Run
 from tokendial.schedule import TokenSchedule
+from tokendial.schedule.stats import expected_passes
 from tokendial.scores import Scores
 from tokendial.train.checkpoint import WEIGHTS, newest
-from tokendial.train.horizon import horizon
+from tokendial.train.horizon import horizon, language_span, stage_plans
 from tokendial.versions import versions
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -36,20 +35,29 @@ def train(
     new: bool,
     source: str | None,
     progress: Progress,
-    parent: str | None = None,
+    twin_of: str | None = None,
+    stop: threading.Event | None = None,
 ) -> RunResult:
-    """See `tokendial.api.train`; `parent` is the MLflow run this one is nested under."""
-    started = time.time()
+    """See `tokendial.api.train`; `twin_of` is the run this one is trained for, and `stop`, once set, ends it KILLED."""
     config = with_horizon(config)
     who = identity.capture()
-    weights = _weights_of(source)
-    wanted = name or runs.run_name(config, who.user) + (f"-from-{source}" if source else "")
-    run = runs.create(runs.fresh_name(wanted) if new else wanted, config, who, parent=source)
-    if run.record.status == "FINISHED" and run.result.exists():
+    weights, parent = _weights_of(source)
+    wanted = name or runs.run_name(config, who.user) + (f"-from-{_short(parent)}" if parent else "")
+    run = runs.check(runs.fresh_name(wanted) if new else wanted, config, parent)
+    if run.result.exists() and run.record.status == "FINISHED":
         _settle(run)
-        return read_result(run.result)
+        return run.read_result()
+    progress({"stage": "preparing"})
+    environment.apply()
+    digests = _digests(config)
+    run = runs.create(run.name, config, who, parent=parent, twin_of=twin_of)
     with run.lease(), sigterm_raises():
-        return _tracked(run, config, who, weights, progress, started, parent)
+        run.configure(config)
+        try:
+            return _tracked(run, config, who, digests, weights, progress, stop or threading.Event())
+        finally:
+            if run.record.status == "RUNNING":
+                run.update(status="FAILED", error="it ended without a result")
 
 
 def _settle(run: Run) -> None:
@@ -77,48 +85,39 @@ def _tracked(
     run: Run,
     config: RunConfig[Any],
     who: identity.Identity,
+    digests: Mapping[str, str],
     weights: Path | None,
     progress: Progress,
-    started: float,
-    parent: str | None,
+    stop: threading.Event,
 ) -> RunResult:
     from tokendial.tracking import resolve_uri
     from tokendial.tracking.finish import finish
     from tokendial.tracking.opening import open_run
     from tokendial.tracking.server import TrackingUnavailable
+    from tokendial.train import ray_trainer
 
     uri = resolve_uri(config.tracking.uri, runs.home())
-    progress({"stage": "preparing"})
-    environment.apply()
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(_digests, config)
-        # Ray's processes end with the thread that starts them, so that must be the caller's.
-        from tokendial.train import ray_trainer
-
+    run_id, status, failure = run.record.run_id, "FAILED", "it ended without a result"
+    try:
         ray_trainer.connect()
-        digests = reading.result()
-    try:
-        run_id = open_run(
-            config, who, uri, run.folder, digests=digests, parent_run_id=parent, forked_from=run.record.parent
-        )
-    except TrackingUnavailable as error:
-        raise WorkFailed(str(error)) from error
-    run.update(status="RUNNING", run_id=run_id, tracking_uri=uri, error=None)
-    status, failure = "FAILED", "it ended without a result"
-    try:
-        _train(run, config, uri, run_id, weights, progress)
+        run_id = open_run(config, who, uri, run.folder, digests=digests, forked_from=run.record.parent)
+        run.update(status="RUNNING", run_id=run_id, tracking_uri=uri, error=None)
+        _train(run, config, uri, run_id, weights, progress, stop)
         progress({"stage": "report"})
-        result, figures, examples = conclude(run, config, digests, started)
+        result, figures, examples = conclude(run, config, digests)
         status, failure = "FINISHED", None
     except (KeyboardInterrupt, Terminated):
         status, failure = "KILLED", "it was stopped; the same command continues it"
         raise
-    except WorkFailed as error:
+    except TrackingUnavailable as error:
+        failure = str(error)
+        raise WorkFailed(failure) from error
+    except (WorkFailed, ConfigError, OSError, MemoryError) as error:
         failure = str(error)
         raise
     finally:
         run.update(status=status, error=failure)
-        if status != "FINISHED":
+        if status != "FINISHED" and (run.folder / "tracking" / "opening.json").exists():
             partial = RunResult(run_id=run_id, name=run.name, status=status, error=failure, seed=config.seed)
             finish(uri, run.folder, partial)
     finish(uri, run.folder, result, figures=figures, examples=examples)
@@ -126,7 +125,13 @@ def _tracked(
 
 
 def _train(
-    run: Run, config: RunConfig[Any], uri: str, run_id: str | None, weights: Path | None, progress: Progress
+    run: Run,
+    config: RunConfig[Any],
+    uri: str,
+    run_id: str | None,
+    weights: Path | None,
+    progress: Progress,
+    stop: threading.Event,
 ) -> None:
     progress({"stage": "starting workers"})
     from tokendial.train import ray_trainer
@@ -142,20 +147,30 @@ def _train(
         weights=str(weights) if weights else None,
     )
     tracking = {"uri": uri, "run_id": run_id}
-    ray_trainer.train(order, config.workers, config.max_failures, tracking, progress)
+    ray_trainer.train(order, config.workers, config.max_failures, tracking, progress, stop)
 
 
 def _digests(config: RunConfig[Any]) -> Mapping[str, str]:
-    """Digests of the data, read while Ray comes up."""
+    """Digests of the data; raises ConfigError where the data cannot be read."""
     try:
         data, _ = workload(config.workload).load(config)
         return data.digests(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    except OSError as error:
+        raise ConfigError(f"the data of {config.workload!r} cannot be read: {error}") from error
+
+
+def trained_counts(config: RunConfig[Any]) -> tuple[int, ...]:
+    """Counts that the schedule gives an example at some step; a weight of zero throughout trains nothing."""
+    schedule = TokenSchedule(config.schedule)
+    _, length = language_span(stage_plans(config, config.budget.horizon or 1))
+    passes = expected_passes(schedule, max(1, length))
+    return tuple(count for count, share in zip(schedule.counts, passes, strict=True) if share)
 
 
 def conclude(
-    run: Run, config: RunConfig[Any], digests: Mapping[str, str], started: float
+    run: Run, config: RunConfig[Any], digests: Mapping[str, str]
 ) -> tuple[RunResult, dict[str, Path], list[ExampleAnswers]]:
     """Curve, cards, figures and `result.json` of a run whose workers are done."""
     from tokendial.train.conclude import draw_figures, example_table
@@ -169,7 +184,7 @@ def conclude(
         run=run.name,
         metric=chosen.metric,
         split=scores.split,
-        trained_counts=config.schedule.counts,
+        trained_counts=trained_counts(config),
         evaluated_counts=config.evaluation.counts,
         projector=config.model.projector,
         schedule=config.schedule.model_dump(mode="json"),
@@ -200,11 +215,11 @@ def conclude(
         experiment=config.experiment,
         schedule=config.schedule.preset,
         variant=runs.config_hash(config, without="seed"),
-        trained_counts=config.schedule.counts,
+        trained_counts=trained_counts(config),
         seed=config.seed,
         steps=ledger.steps,
         flops=ledger.total.flops,
-        seconds=time.time() - started,
+        seconds=ledger.wall_seconds,
         ledger=ledger.to_json(),
         model_dir=str(run.model),
         commit=run.record.commit,
@@ -216,13 +231,20 @@ def conclude(
     return result, figures, examples
 
 
-def _weights_of(source: str | None) -> Path | None:
+def _weights_of(source: str | None) -> tuple[Path | None, str | None]:
+    """Weights to start from and the name of the run that they are of."""
     if source is None:
-        return None
-    found = newest(runs.find(source).checkpoints)
-    if found is None or found.manifest.kind != "weights":
-        raise ConfigError(f"run {source!r} has no finished weights to start from")
-    return found.folder / WEIGHTS
+        return None, None
+    run = runs.find(source)
+    found = newest(run.checkpoints)
+    if found is None or found.manifest.kind != "weights" or run.record.status != "FINISHED":
+        raise ConfigError(f"run {run.name!r} has no finished weights to start from")
+    return found.folder / WEIGHTS, run.name
+
+
+def _short(name: str) -> str:
+    """The end of a run's name, which is its hash where the user gave none."""
+    return name.rpartition(".")[2][-20:].strip("-_")
 
 
 @contextmanager

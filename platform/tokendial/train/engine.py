@@ -139,20 +139,62 @@ def save(engine: DeepSpeedEngine, folder: Path, state: Mapping[str, Any]) -> Non
 def restore(engine: DeepSpeedEngine, folder: Path, universal: bool) -> Mapping[str, Any]:
     """Read back what `save` wrote; `universal` reads the converted form for another world size or stage."""
     engine._config.load_universal_checkpoint = universal  # pyright: ignore[reportOptionalMemberAccess]
+    # Stage 3 gives every parameter group the first one's settings when it reads the converted form.
+    groups: list[dict[str, Any]] = engine.optimizer.param_groups  # pyright: ignore
+    own = [{key: value for key, value in group.items() if key != "params"} for group in groups]
     path, state = engine.load_checkpoint(str(folder), tag="universal" if universal else "engine")
     if path is None or state is None:
         raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+    for group, settings in zip(engine.optimizer.param_groups, own, strict=True):  # pyright: ignore
+        group.update(settings)
+    if universal and engine.zero_optimization_stage() == 3:
+        # It also gives all parameters one and the same step counter, which each of them would then advance.
+        for held in engine.optimizer.optimizer.state.values():  # pyright: ignore
+            held["step"] = torch.as_tensor(held["step"]).clone()
     return state
 
 
 def universal(folder: Path) -> None:
     """Convert a ZeRO 1–3 checkpoint so that any world size and stage can read it; written beside the shards."""
+    import shutil
     import subprocess
     import sys
 
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal"]
-    paths = ["--input_folder", str(folder / "engine"), "--output_folder", str(folder / "universal")]
+    part = folder / "universal.part"
+    shutil.rmtree(part, ignore_errors=True)
+    paths = ["--input_folder", str(folder / "engine"), "--output_folder", str(part)]
     workers = ["--num_extract_workers", "1", "--num_merge_workers", "1", "--inject_missing_state"]
     done = subprocess.run([*command, *paths, *workers], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"checkpoint {folder} could not be converted: {done.stderr.strip()[-400:]}")
+    _bridge(part)
+    part.rename(folder / "universal")
+
+
+def _bridge(part: Path) -> None:
+    """Give the converted form what stage 3 looks for in it, and what the other stages do, whichever wrote it."""
+    import shutil
+
+    import deepspeed
+
+    names = ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt"]
+    there = next(name for name in names if (part / name).exists())
+    for name in names:
+        if name != there:
+            shutil.copy2(part / there, part / name)
+    path = part / "zero" / "optimizer_state.pt"
+    shared = torch.load(path, weights_only=False)
+    parameters = sorted(path.parent.glob("*/exp_avg.pt"))
+    if "optimizer_state_dict" not in shared:
+        step = torch.load(parameters[0].with_name("step.pt"), weights_only=False)
+        shared["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": shared["param_groups"]}
+    for parameter in parameters:
+        if not parameter.with_name("step.pt").exists():
+            torch.save(shared["optimizer_state_dict"]["state"][0]["step"], parameter.with_name("step.pt"))
+        for name in ("fp32.pt", "exp_avg.pt", "exp_avg_sq.pt"):
+            value = torch.load(parameter.with_name(name), weights_only=False)
+            if isinstance(value, torch.Tensor):
+                torch.save({"param": value}, parameter.with_name(name))
+    shared.setdefault("ds_version", deepspeed.__version__)
+    torch.save(shared, path)

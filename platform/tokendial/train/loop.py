@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ from tokendial.ledger import Ledger
 from tokendial.schedule import Plan, TokenSchedule
 from tokendial.schedule.draw import mix64, stream_key
 from tokendial.train import engine as ds
-from tokendial.train.horizon import StagePlan, group_flops, step_cost
+from tokendial.train.horizon import Spent, StagePlan, executed, group_flops, step_cost
 from tokendial.train.memory import peak_bytes
 from tokendial.train.order import rank_batches
 from tokendial.train.rate import rate
@@ -109,6 +110,17 @@ def all_sum(values: Sequence[float], job: Job) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64, device=job.device)
     dist.all_reduce(tensor)
     return tensor.tolist()
+
+
+def share_peaks(job: Job, ledger: Ledger) -> None:
+    """Enter each count's largest memory of any worker into every worker's ledger (collective)."""
+    if job.world == 1 or not ledger.counts:
+        return
+    tallies = [ledger.counts[count] for count in sorted(ledger.counts)]
+    peaks = torch.tensor([tally.peak_bytes for tally in tallies], device=job.device)
+    dist.all_reduce(peaks, dist.ReduceOp.MAX)
+    for tally, peak in zip(tallies, peaks.tolist(), strict=True):
+        tally.peak_bytes = peak
 
 
 def _batches(job: Job, state: State, stage: StagePlan) -> Iterator[Batch]:
@@ -213,16 +225,18 @@ def _account(
         seconds = shared.item()
     state.seconds += seconds
     ledger.steps += 1
-    gpus = job.world if job.device.type == "cuda" else 0
-    ledger.hold(seconds, job.world, job.world, gpus)
+    ledger.wall_seconds += seconds
     peak = peak_bytes(job.device)
     spent = step_cost(config, job.cost, stage.config, plan)
     if plan is None:
         amounts = {"flops": spent.flops, "seconds": seconds, "examples": config.global_batch, "steps": 1}
         ledger.add(0, **amounts, peak_bytes=peak)
         return
-    parts = [group_flops(job.cost, stage.config, group) for group in plan.groups]
-    masked = spent.tokens - sum(len(g.positions) * (g.count + config.data.text_tokens) for g in plan.groups)
+    length = config.data.text_tokens
+    taught = _account_teachers(job, stage, state, plan, text, seconds / spent.flops)
+    own_flops = spent.flops - taught.flops
+    parts = [group_flops(job.cost, stage.config, replace(group, teacher_count=None)) for group in plan.groups]
+    masked = spent.tokens - taught.tokens - sum(len(g.positions) * (g.count + length) for g in plan.groups)
     passed = 0
     for group, own, words in zip(plan.groups, parts, text, strict=True):
         share, rows = own / sum(parts), len(group.positions)
@@ -232,13 +246,38 @@ def _account(
             group.count,
             visual_tokens=rows * group.count,
             text_tokens=words,
-            pad_tokens=rows * config.data.text_tokens - words + padding,
-            flops=spent.flops * share,
-            seconds=seconds * share,
+            pad_tokens=rows * length - words + padding,
+            flops=own_flops * share,
+            seconds=seconds * own_flops * share / spent.flops,
             examples=rows,
             steps=1,
             peak_bytes=peak,
         )
+
+
+def _account_teachers(
+    job: Job, stage: StagePlan, state: State, plan: Plan, text: Sequence[int], seconds_per_flop: float
+) -> Spent:
+    """Enter the passes that only teach at the teacher's count; their text is the step's, in proportion to rows."""
+    rows_of: Counter[int] = Counter()
+    for _, rows, teacher in executed(job.config, plan):
+        if teacher is not None:
+            rows_of[teacher] += rows
+    trained, length = frozenset(stage.config.train), job.config.data.text_tokens
+    total = Spent()
+    for teacher, rows in rows_of.items():
+        flops = rows * job.cost.language_flops(teacher, trained, backward=False)
+        words = round(sum(text) * rows / sum(len(group.positions) for group in plan.groups))
+        state.ledger.add(
+            teacher,
+            visual_tokens=rows * teacher,
+            text_tokens=words,
+            pad_tokens=rows * length - words,
+            flops=flops,
+            seconds=flops * seconds_per_flop,
+        )
+        total += Spent(flops, rows * (teacher + length))
+    return total
 
 
 def _metrics(

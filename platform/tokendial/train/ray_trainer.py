@@ -9,16 +9,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from tokendial import environment
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.train.worker import Order, Seat, work
@@ -30,16 +33,33 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 @ray.remote(num_cpus=0)
 class Board:
-    """The latest progress of a run, put up by rank 0 and read by the driver."""
+    """The latest progress of a run, put up by rank 0 and read by the driver; and who controls the workers."""
 
     def __init__(self) -> None:
         self._latest: dict[str, Any] = {}
+        self._controller: list[Any] = []
 
     def put(self, latest: dict[str, Any]) -> None:
         self._latest = latest
 
     def read(self) -> dict[str, Any]:
         return self._latest
+
+    def put_controller(self, controller: list[Any]) -> None:
+        self._controller = controller
+
+    def controller(self) -> list[Any]:
+        return self._controller
+
+
+class _Introduction(ControllerCallback):
+    """Puts the handle of Ray Train's controller, which it gives to nobody, on the board."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self._board.put_controller.remote([ray.get_runtime_context().current_actor])
 
 
 def connect(address: str | None = None) -> None:
@@ -72,8 +92,18 @@ def cluster_cpus() -> int:
     return int(ray.cluster_resources().get("CPU", 0))
 
 
-def train(order: Order, workers: int, max_failures: int, tracking: Mapping[str, Any], progress: Progress) -> None:
-    """Run the workers to the end; raises what they raised once `max_failures` restarts are used up."""
+def train(
+    order: Order,
+    workers: int,
+    max_failures: int,
+    tracking: Mapping[str, Any],
+    progress: Progress,
+    stop: threading.Event | None = None,
+) -> None:
+    """Run the workers to the end; raises what they raised once `max_failures` restarts are used up.
+
+    Where `stop` is set meanwhile, the workers are ended and Terminated is raised.
+    """
     board = Board.remote()
     use_gpu = cluster_gpus() >= workers
     folder = Path(order.folder)
@@ -89,35 +119,45 @@ def train(order: Order, workers: int, max_failures: int, tracking: Mapping[str, 
             worker_runtime_env=_worker_runtime_env(),
         ),
     )
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(board, progress, stop), daemon=True)
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(board, progress, done), daemon=True)
     watcher.start()
     try:
-        with own_signals():
-            fit(trainer)
+        fit(trainer, stop)
     except TrainingFailedError as error:
         message = f"training failed after {max_failures} restarts: {_cause(error)}; logs are in {folder}/logs"
         raise WorkFailed(message) from error
     finally:
-        stop.set()
+        done.set()
         watcher.join()
         ray.kill(board)  # pyright: ignore[reportArgumentType]
 
 
-def fit(trainer: TorchTrainer) -> None:
-    """Train; where this process is told to stop, let Ray end the workers first.
+def fit(trainer: TorchTrainer, stop: threading.Event | None = None) -> None:
+    """Train; where this process is told to stop, or `stop` is set, end the workers first.
 
-    Ray Train answers SIGINT by aborting its controller and exiting, and knows no answer to SIGTERM.
+    Ray Train runs in a thread of its own, as its answer to SIGINT in the main thread is to leave the interpreter.
     """
-    try:
-        trainer.fit()
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    except Terminated:
-        abort = signal.getsignal(signal.SIGINT)
-        with suppress(SystemExit):
-            abort(signal.SIGINT, None)  # pyright: ignore[reportCallIssue, reportOptionalCall]
-        raise
+    board = (trainer.train_loop_config or {})["board"]
+    trainer.run_config.callbacks = [cast(Any, _Introduction(board))]
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(trainer.fit)
+        try:
+            while not wait([training], POLL_S).done:
+                if stop is not None and stop.is_set():
+                    raise Terminated
+        except (KeyboardInterrupt, Terminated):
+            _abort(board, training)
+            raise
+    training.result()
+
+
+def _abort(board: Any, training: Future[Any]) -> None:
+    """Have Ray Train's controller end its workers and itself, as soon as there is one."""
+    while not wait([training], POLL_S).done:
+        for controller in ray.get(board.controller.remote()):
+            with suppress(RayActorError):
+                ray.get(controller.abort.remote())
 
 
 @contextmanager
@@ -145,9 +185,9 @@ def _cause(error: BaseException) -> str:
     return lines[-1].strip()[:500]
 
 
-def _watch(board: Any, progress: Progress, stop: threading.Event) -> None:
+def _watch(board: Any, progress: Progress, done: threading.Event) -> None:
     last: dict[str, Any] = {}
-    while not stop.wait(POLL_S):
+    while not done.wait(POLL_S):
         latest: dict[str, Any] = ray.get(board.read.remote())  # pyright: ignore[reportAssignmentType]
         if latest != last:
             progress(latest)

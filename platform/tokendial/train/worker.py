@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +19,14 @@ from tokendial import metrics
 from tokendial.experiments import workload
 from tokendial.ledger import Ledger
 from tokendial.resolve import from_document
+from tokendial.runs import write_atomically
 from tokendial.schedule import TokenSchedule
 from tokendial.schedule.draw import mix64, stream_key
 from tokendial.scores import Scores, gather, grade
 from tokendial.train import checkpoint as ck
 from tokendial.train import engine as ds
 from tokendial.train.horizon import StagePlan, language_span, stage_plans
-from tokendial.train.loop import Job, NonFinite, State, all_sum, run_stage
+from tokendial.train.loop import Job, NonFinite, State, all_sum, run_stage, share_peaks
 from tokendial.train.step import StepModule
 from tokendial.versions import versions
 from torch import nn
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 MAX_SKIPPED = 3
+# For waits on what one worker does alone: hashing, converting and exporting take long with a large model.
+PATIENCE = timedelta(hours=2)
 log = logging.getLogger(__name__)
 
 
@@ -46,38 +52,54 @@ class Order:
 
 @dataclass(frozen=True)
 class Seat:
-    """Which worker this is, and how it reports: `log` metrics at a step (rank 0), `progress` for a person's eyes."""
+    """Which worker this is, and how it reports: `log` metrics at a step (rank 0), `progress` for a person's eyes.
+
+    `patient` is the group in which workers wait for one another; gradients go through the default one.
+    """
 
     rank: int
     world: int
     device: torch.device
     log: Callable[[int, Mapping[str, float]], None]
     progress: Callable[[Mapping[str, Any]], None]
+    patient: dist.ProcessGroup | None = None
+
+
+@dataclass
+class Shelf:
+    """Where checkpoints go, who commits them (rank 0), and up to when the time of the workers is in the ledger."""
+
+    root: Path
+    writer: ck.Writer | None
+    entered: float = field(default_factory=time.perf_counter)
 
 
 def work(order: Order, seat: Seat) -> None:
     """Train to the end of the budget from wherever the run's folder says it is, then export and score."""
+    shelf = Shelf(Path(order.folder) / "checkpoints", None)
+    shelf.root.mkdir(parents=True, exist_ok=True)
     config = from_document(order.config)
+    if seat.world > 1:
+        seat = replace(seat, patient=dist.new_group(backend="gloo", timeout=PATIENCE))
     job = _job(config, order, seat)
-    root = Path(order.folder) / "checkpoints"
-    root.mkdir(parents=True, exist_ok=True)
-    writer = ck.Writer(root, config.checkpoint.keep) if seat.rank == 0 else None
+    if seat.rank == 0:
+        shelf.writer = ck.Writer(shelf.root, config.checkpoint.keep)
     plans = stage_plans(config, order.horizon)
     skipped: set[int] = set()
     while True:
         try:
-            _stages(job, order, seat, plans, root, writer, skipped)
+            _stages(job, order, seat, plans, shelf, skipped)
             break
         except NonFinite as error:
             skipped.add(error.index)
             if len(skipped) > MAX_SKIPPED:
                 raise
             log.warning("%s; going back to the last checkpoint and past it", error)
-            _settle(writer, seat)
-    if writer is not None:
-        writer.close()
+            _settle(shelf, seat)
+    if shelf.writer is not None:
+        shelf.writer.close()
     _barrier(seat)
-    finish(job, order, seat, root)
+    finish(job, order, seat, shelf)
 
 
 def _job(config: Any, order: Order, seat: Seat) -> Job:
@@ -99,49 +121,41 @@ def _job(config: Any, order: Order, seat: Seat) -> Job:
 
 
 def _stages(
-    job: Job,
-    order: Order,
-    seat: Seat,
-    plans: tuple[StagePlan, ...],
-    root: Path,
-    writer: ck.Writer | None,
-    skipped: set[int],
+    job: Job, order: Order, seat: Seat, plans: tuple[StagePlan, ...], shelf: Shelf, skipped: set[int]
 ) -> None:
     """Every stage from the newest checkpoint on; each ends in a `weights` checkpoint that the next one starts from.
 
     `skipped` gains what the checkpoint has passed over, so that a restart does not begin to count anew.
     """
-    found = _agreed(ck.newest(root) if seat.rank == 0 else None, seat)
+    found = _agreed(ck.newest(shelf.root) if seat.rank == 0 else None, seat)
     if found is not None:
         log.info("continuing from %s", found.folder.name)
     state = _state(job, found)
     skipped |= state.skipped
     state.skipped = set(skipped)
     start = 0 if found is None else found.manifest.stage
+    weights = Path(order.weights) if order.weights else None
+    exact = found if found and found.manifest.kind == "exact" else None
+    if found is not None:
+        weights = None if exact else found.folder / ck.WEIGHTS
     for number, plan in enumerate(plans[start:], start):
-        exact = found if found and (found.manifest.kind, found.manifest.stage) == ("exact", number) else None
-        weights = _weights_for(number, order, root) if exact is None else None
         engine = _engine(job, plan, weights)
         if exact is not None:
             _restore(engine, exact, job, seat)
-        run_stage(job, engine, plan, state, _reporter(job, seat, engine, plan, number, plans[-1].stop, root, writer))
-        _save_weights(job, seat, engine, state, number + 1, root, writer)
+            exact = None
+        run_stage(job, engine, plan, state, _reporter(job, seat, engine, plan, number, plans[-1].stop, shelf))
+        weights = _save_weights(job, seat, engine, state, number + 1, shelf)
         del engine
 
 
 def _state(job: Job, found: ck.Checkpoint | None) -> State:
+    """Where a checkpoint left the run; the price is today's."""
+    price = job.config.tracking.price_per_hour
     if found is None:
-        return State(ledger=Ledger(price_per_hour=job.config.tracking.price_per_hour))
+        return State(ledger=Ledger(price_per_hour=price))
     manifest = found.manifest
-    ledger = Ledger.from_json(manifest.state["ledger"])
+    ledger = replace(Ledger.from_json(manifest.state["ledger"]), price_per_hour=price)
     return State(manifest.step, manifest.index, set(manifest.skipped), manifest.state["seconds"], ledger)
-
-
-def _weights_for(stage: int, order: Order, root: Path) -> Path | None:
-    """The weights a stage starts from: the stage before's, or what the run was forked from."""
-    if stage == 0:
-        return Path(order.weights) if order.weights else None
-    return sorted(root.glob(f"step-*-weights/{ck.WEIGHTS}"))[-1]
 
 
 def _engine(job: Job, plan: StagePlan, weights: Path | None) -> DeepSpeedEngine:
@@ -162,8 +176,7 @@ def _reporter(
     plan: StagePlan,
     number: int,
     total: int,
-    root: Path,
-    writer: ck.Writer | None,
+    shelf: Shelf,
 ) -> Callable[[State, Mapping[str, float]], None]:
     every, validate = job.config.checkpoint.every, job.config.evaluation.every
 
@@ -173,7 +186,7 @@ def _reporter(
             shown = {name.removeprefix("train/"): value for name, value in measured.items()}
             seat.progress({"stage": plan.config.name, "step": state.step, "total": total, **shown})
         if state.step % every == 0 and state.step < plan.stop:
-            _save_exact(job, seat, engine, state, number, root, writer)
+            _save_exact(job, seat, engine, state, number, shelf)
         if validate and state.step % validate == 0 and plan.config.objective == "language":
             _validate(job, seat, engine, state)
 
@@ -195,29 +208,44 @@ def _manifest(job: Job, state: State, kind: str, stage: int) -> ck.Manifest:
     )
 
 
-def _save_exact(
-    job: Job, seat: Seat, engine: DeepSpeedEngine, state: State, stage: int, root: Path, writer: ck.Writer | None
-) -> None:
-    folder = ck.folder_of(root, state.step, "exact")
-    if writer is not None:
-        writer.wait()
+def _save_exact(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State, stage: int, shelf: Shelf) -> None:
+    folder = _cleared(ck.folder_of(shelf.root, state.step, "exact"), shelf, seat)
     ds.save(engine, folder, {"step": state.step})
+    _enter(job, state.ledger, shelf)
     _barrier(seat)
-    if writer is not None:
-        writer.commit(folder, _manifest(job, state, "exact", stage))
+    if shelf.writer is not None:
+        shelf.writer.commit(folder, _manifest(job, state, "exact", stage))
 
 
-def _save_weights(
-    job: Job, seat: Seat, engine: DeepSpeedEngine, state: State, stage: int, root: Path, writer: ck.Writer | None
-) -> None:
+def _save_weights(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State, stage: int, shelf: Shelf) -> Path:
     weights = ds.full_state(engine)
-    folder = ck.folder_of(root, state.step, "weights")
-    if writer is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = _cleared(ck.folder_of(shelf.root, state.step, "weights"), shelf, seat)
+    _enter(job, state.ledger, shelf)
+    if shelf.writer is not None:
+        folder.mkdir()
         save_file({name: value.contiguous() for name, value in weights.items()}, folder / ck.WEIGHTS)
-        writer.commit(folder, _manifest(job, state, "weights", stage))
-        writer.wait()
+        shelf.writer.commit(folder, _manifest(job, state, "weights", stage))
+        shelf.writer.wait()
     _barrier(seat)
+    return folder / ck.WEIGHTS
+
+
+def _cleared(folder: Path, shelf: Shelf, seat: Seat) -> Path:
+    """A checkpoint's folder without what a killed worker left in it, once the commit before it is done."""
+    if shelf.writer is not None:
+        shelf.writer.wait()
+        if folder.exists():
+            shutil.rmtree(folder)
+    _barrier(seat)
+    return folder
+
+
+def _enter(job: Job, ledger: Ledger, shelf: Shelf) -> None:
+    """Bring the ledger up to this moment: what the workers were held for, and the largest memory of any of them."""
+    now = time.perf_counter()
+    ledger.hold(now - shelf.entered, job.world, job.world, job.world if job.device.type == "cuda" else 0)
+    shelf.entered = now
+    share_peaks(job, ledger)
 
 
 def _restore(engine: DeepSpeedEngine, found: ck.Checkpoint, job: Job, seat: Seat) -> None:
@@ -249,10 +277,10 @@ def _validate(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State) -> No
         seat.log(state.step, {metrics.validation_quality(k): value for k, value in quality.items()})
 
 
-def finish(job: Job, order: Order, seat: Seat, root: Path) -> None:
+def finish(job: Job, order: Order, seat: Seat, shelf: Shelf) -> None:
     """Export the model, read it back as a user would, and score it at every count of the grid."""
     config, folder = job.config, Path(order.folder)
-    found = _agreed(ck.newest(root) if seat.rank == 0 else None, seat)
+    found = _agreed(ck.newest(shelf.root) if seat.rank == 0 else None, seat)
     assert found is not None, "training ended without a checkpoint"
     assert found.manifest.kind == "weights", "training ended without its weights"
     if seat.rank == 0:
@@ -260,13 +288,15 @@ def finish(job: Job, order: Order, seat: Seat, root: Path) -> None:
         model = job.task.build_model(config)
         model.load_state_dict(load_file(found.folder / ck.WEIGHTS))
         job.task.export(model, config, str(folder / "model"))
-        (folder / "ledger.json").write_text(json.dumps(found.manifest.state["ledger"]), "utf-8")
     _barrier(seat)
     model = job.task.load(str(folder / "model")).to(job.device, job.dtype)
     scores = score(job, seat, model, config.evaluation.split)
+    ledger = _state(job, found).ledger
+    _enter(job, ledger, shelf)
     if seat.rank == 0:
         assert scores is not None
         scores.write(folder / "scores.json")
+        write_atomically(folder / "ledger.json", json.dumps(ledger.to_json()))
     _barrier(seat)
 
 
@@ -283,7 +313,7 @@ def score(job: Job, seat: Seat, model: nn.Module, split: str) -> Scores | None:
     if seat.world == 1:
         return gather([graded], split)
     shares: list[Any] = [None] * seat.world
-    dist.all_gather_object(shares, graded)
+    dist.all_gather_object(shares, graded, seat.patient)
     return gather(shares, split) if seat.rank == 0 else None
 
 
@@ -292,16 +322,16 @@ def _agreed(found: ck.Checkpoint | None, seat: Seat) -> ck.Checkpoint | None:
     if seat.world == 1:
         return found
     box = [found]
-    dist.broadcast_object_list(box, 0)
+    dist.broadcast_object_list(box, 0, seat.patient)
     return box[0]
 
 
-def _settle(writer: ck.Writer | None, seat: Seat) -> None:
-    if writer is not None:
-        writer.wait()
+def _settle(shelf: Shelf, seat: Seat) -> None:
+    if shelf.writer is not None:
+        shelf.writer.wait()
     _barrier(seat)
 
 
 def _barrier(seat: Seat) -> None:
     if seat.world > 1:
-        dist.barrier()
+        dist.barrier(seat.patient)
