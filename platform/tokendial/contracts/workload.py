@@ -164,4 +164,3 @@ class Workload:
     check: Callable[[RunConfig[Any]], None]
     cost: Callable[[RunConfig[Any]], Cost]
     load: Callable[[RunConfig[Any]], tuple[Data, Task]]
-    question_groups: tuple[str, ...] = ()
