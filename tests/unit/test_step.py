@@ -124,7 +124,7 @@ PREFIXES: Mapping[str, ScheduleConfig] = {
 @pytest.mark.parametrize("rows", [SIZE, 2])
 @pytest.mark.parametrize("name", PREFIXES)
 def test_masked_prefixes_have_the_loss_of_each_example_alone_at_its_own_count(name: str, rows: int) -> None:
-    bench = Bench(PREFIXES[name], "model.projector=query", "model.max_queries=36")
+    bench = Bench(PREFIXES[name], "model.projector=query", "model.max_queries=144")
     plan = bench.plan(step=1)
     assert len(plan.groups) == 3, "the draw should mix counts"
     together, apart = bench.loss(plan, rows), bench.plain(plan)
@@ -134,7 +134,7 @@ def test_masked_prefixes_have_the_loss_of_each_example_alone_at_its_own_count(na
 
 def test_distilled_prefixes_weigh_each_example_by_its_own_weight() -> None:
     schedule = custom(mix="sample", loss_weights=(3, 0.5, 2), distil=DISTIL)
-    bench = Bench(schedule, "model.projector=query", "model.max_queries=36")
+    bench = Bench(schedule, "model.projector=query", "model.max_queries=144")
     plan = bench.plan(step=1)
     assert bench.loss(plan).item() == pytest.approx(bench.plain(plan).item(), rel=1e-5)
 
