@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from run_lab import cluster_is_free, command, folder_of, kill, say, step_reached, train, training_processes, until
+from run_lab import cluster_is_free, command, folder_of, kill, say, step_reached, train, until
 from tokendial import api, runs
 from tokendial.experiments import ConfigError
 from tokendial.results import read_result
@@ -52,6 +52,6 @@ def test_twins_told_to_stop_end_killed_and_pending_ones_are_not_begun(
     stopped = kill(process, signal.SIGTERM)
     assert stopped.code == 143, stopped
     assert stopped.err.splitlines() == ["tokendial: stopped; the same command continues the run"]
-    until("end of the training processes", lambda: not training_processes())
+    until("free CPUs", cluster_is_free)
     assert [run.record.status for run in runs.list_runs() if run.name != "it"] == ["KILLED"]
     assert say("report", "last", home=home).code == 0

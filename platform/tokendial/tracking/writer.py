@@ -56,6 +56,7 @@ class MetricWriter:
         self._client: MlflowClient | None = None
         self._failing = False
         self._at_server: dict[str, int] | None = None
+        self._appending = threading.Lock()
         self._stop_journal, self._stop_sender = threading.Event(), threading.Event()
         self.journal = Journal(spool_dir / f"{name}.jsonl", cap_bytes)
         self._threads = [
@@ -76,6 +77,12 @@ class MetricWriter:
             self.num_logged += len(values)
         else:
             self._overflow += len(values)
+        self.seconds_on_caller += time.perf_counter() - start
+
+    def flush(self) -> None:
+        """Return once all that was queued is in the journal; a checkpoint that is behind it may then be committed."""
+        start = time.perf_counter()
+        self._append()
         self.seconds_on_caller += time.perf_counter() - start
 
     @property
@@ -113,6 +120,10 @@ class MetricWriter:
         stopping = False
         while not stopping:
             stopping = self._stop_journal.wait(self._interval_s)
+            self._append()
+
+    def _append(self) -> None:
+        with self._appending:
             self.journal.append(self._queue.popleft() for _ in range(len(self._queue)))
 
     def _keep_sending(self) -> None:

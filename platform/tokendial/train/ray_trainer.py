@@ -222,6 +222,7 @@ def _worker(payload: dict[str, Any]) -> None:
         device=get_device(),
         log=lambda step, metrics: writer.log(step, metrics) if writer else None,
         progress=progress,
+        flush=lambda: writer.flush() if writer else None,
     )
     try:
         work(order, seat)

@@ -54,6 +54,7 @@ class Order:
 class Seat:
     """Which worker this is, and how it reports: `log` metrics at a step (rank 0), `progress` for a person's eyes.
 
+    `flush` returns once what was logged survives this process, which must be so before a checkpoint is committed.
     `patient` is the group in which workers wait for one another; gradients go through the default one.
     """
 
@@ -62,6 +63,7 @@ class Seat:
     device: torch.device
     log: Callable[[int, Mapping[str, float]], None]
     progress: Callable[[Mapping[str, Any]], None]
+    flush: Callable[[], None] = lambda: None
     patient: dist.ProcessGroup | None = None
 
 
@@ -214,6 +216,7 @@ def _save_exact(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State, sta
     _enter(job, state.ledger, shelf)
     _barrier(seat)
     if shelf.writer is not None:
+        seat.flush()
         shelf.writer.commit(folder, _manifest(job, state, "exact", stage))
 
 
@@ -224,6 +227,7 @@ def _save_weights(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State, s
     if shelf.writer is not None:
         folder.mkdir()
         save_file({name: value.contiguous() for name, value in weights.items()}, folder / ck.WEIGHTS)
+        seat.flush()
         shelf.writer.commit(folder, _manifest(job, state, "weights", stage))
         shelf.writer.wait()
     _barrier(seat)
