@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from run_lab import cluster_is_free, command, folder_of, kill, say, step_reached, train, until
 from tokendial import api, runs
-from tokendial.experiments import ConfigError
 from tokendial.results import read_result
 from train_faults import fault
 
@@ -33,12 +32,6 @@ def test_twins_fill_regret_and_matrix_and_last_stays_the_flexible_run(home: Path
     assert runs.find("last").name == flexible.name
     assert api.twins(flexible.name, "steps", (0,)) == result
     until("free CPUs", cluster_is_free)
-
-
-def test_twins_need_every_trained_count_on_the_grid(home: Path, ray_cluster: str) -> None:
-    train(*TWO_COUNTS[:-1], "evaluation.counts=[4]", ONE_STAGE, "budget.steps=1", name="it")
-    with pytest.raises(ConfigError, match=r"'it' was trained at \[16\] but not scored there.*, which is \[4\]"):
-        api.twins("it", "steps", (0,))
 
 
 @pytest.mark.slow
