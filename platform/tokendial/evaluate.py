@@ -8,13 +8,12 @@ from typing import Any
 
 from tokendial import runs
 from tokendial.contracts import Data, RunConfig, Task
-from tokendial.curve import group_quality, token_curve
 from tokendial.experiments import ConfigError, workload
 from tokendial.model_folder import read_card
 from tokendial.resolve import from_document
 from tokendial.results import RunResult
 from tokendial.runs import Run, config_hash
-from tokendial.scores import Scores, gather, grade
+from tokendial.scores import Scores, examples_of, gather, grade
 
 SPLITS = ("test", "validation")
 
@@ -48,18 +47,12 @@ def evaluate(
         raise ConfigError(f"--split {split!r} is not one of {', '.join(SPLITS)}")
     data, task = chosen.load(placed)
     scores = score(folder, placed, data, task, split, examples, progress)
-    curve = token_curve(scores.items)
     return RunResult(
         run_id=trained.run_id if trained else None,
         name=card.run,
         status="FINISHED",
-        autc=curve.autc,
-        autc_ci=curve.autc_ci,
-        curve=curve.points,
-        groups=group_quality(scores.items),
-        extras={name: dict(line) for name, line in scores.extras.items()},
+        **scores.measured(),
         metric=card.metric,
-        split=split,
         workload=card.workload,
         experiment=config.experiment,
         schedule=config.schedule.preset,
@@ -109,9 +102,7 @@ def score(
     import torch
 
     settings = config.evaluation
-    limit = examples or (settings.test_examples if split == "test" else settings.validation_examples)
-    items = data.datasets(config)[split]
-    chosen = [items[i] for i in range(min(limit, len(items)))]
+    chosen = examples_of(data, config, split, examples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = task.load(str(folder)).to(device, dtype)

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokendial.contracts import Cost
-from tokendial.curve import TokenCurve
+from tokendial.curve import CurvePoint
 from tokendial.experiments import ConfigError
 from tokendial.runs import write_atomically
 from tokendial.train.checkpoint import sha256
@@ -67,7 +67,9 @@ def answer_flops(cost: Cost, count: int) -> float:
     return cost.tower_flops(False) + cost.language_flops(count, frozenset(), backward=False)
 
 
-def write_cards(folder: Path, card: ModelCard, curve: TokenCurve, priced: Mapping[int, float]) -> None:
+def write_cards(
+    folder: Path, card: ModelCard, points: Mapping[int, CurvePoint], priced: Mapping[int, float]
+) -> None:
     """Write card, ladder and digests into a folder that the workload has exported; `priced` is FLOPs by count."""
     write_atomically(folder / CARD, card.model_dump_json(indent=2))
     rungs = [
@@ -77,7 +79,7 @@ def write_cards(folder: Path, card: ModelCard, curve: TokenCurve, priced: Mappin
             quality_ci=point.ci,
             cost_flops=priced[count],
         ).model_dump()
-        for count, point in curve.points.items()
+        for count, point in points.items()
     ]
     ladder = {"version": 1, "metric": card.metric, "split": card.split, "rows": rungs}
     write_atomically(folder / LADDER, json.dumps(ladder, indent=2))

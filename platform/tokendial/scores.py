@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokendial.contracts import Data, Example, Grade, RunConfig, Task
-from tokendial.curve import ItemScores
+from tokendial.curve import ItemScores, group_quality, token_curve
 from tokendial.runs import write_atomically
 
 if TYPE_CHECKING:
@@ -30,6 +30,18 @@ class Scores:
     predictions: Mapping[int, Sequence[str]]
     extras: Mapping[str, Mapping[int, float]]
 
+    def measured(self) -> dict[str, Any]:
+        """What a RunResult says of the scores."""
+        curve = token_curve(self.items)
+        return {
+            "autc": curve.autc,
+            "autc_ci": curve.autc_ci,
+            "curve": curve.points,
+            "groups": group_quality(self.items),
+            "extras": {name: dict(line) for name, line in self.extras.items()},
+            "split": self.split,
+        }
+
     def write(self, path: Path) -> None:
         quality = {str(k): list(v) for k, v in self.items.quality.items()}
         document = {
@@ -51,6 +63,14 @@ class Scores:
         predictions = {int(k): v for k, v in document["predictions"].items()}
         extras = {name: {int(k): v for k, v in line.items()} for name, line in document["extras"].items()}
         return cls(document["split"], items, document["targets"], predictions, extras)
+
+
+def examples_of(data: Data, config: RunConfig[Any], split: str, limit: int | None = None) -> list[Example]:
+    """The first examples of a split: `limit` of them, or as many as the configuration scores there."""
+    settings = config.evaluation
+    wanted = limit or (settings.test_examples if split == "test" else settings.validation_examples)
+    items = data.datasets(config)[split]
+    return [items[i] for i in range(min(wanted, len(items)))]
 
 
 def grade(

@@ -74,6 +74,8 @@ def test_a_failed_run_names_its_cause_and_is_continued_on_fewer_workers_at_anoth
     assert run.info.status == "FAILED"
     with pytest.raises(ConfigError, match=r"run 'it' has another configuration \(seed: 0 → 3\); use --new, another"):
         train(*settings, "seed=3", *fault(marker), name="it")
+    with pytest.raises(ConfigError, match=r"run 'it' stopped under zero\.stage 1 and cannot go on under 0"):
+        train(*settings, "zero.stage=0", *fault(marker), name="it")
     result = train(*settings, "workers=1", "zero.stage=3", *fault(marker), name="it")
     assert (result.status, result.error, result.run_id) == ("FINISHED", None, record.run_id)
     _, run = tracked(home, "it")

@@ -94,9 +94,9 @@ def ledger_table(ledger: Ledger) -> Table:
     """What a run spent, per count and in all."""
     money = "" if ledger.money is None else f", price {ledger.money:.2f}"
     caption = f"{ledger.cpu_hours:.3f} CPU-hours, {ledger.gpu_hours:.3f} GPU-hours{money}"
-    table = Table(title="Ledger", title_justify="left", caption=caption, caption_justify="left")
-    for name in ("tokens", "steps", "examples", "visual", "text", "pad", "FLOPs", "seconds", "peak MiB"):
-        table.add_column(name, justify="right")
+    table = Table(title="Ledger", title_justify="left", caption=caption, caption_justify="left", box=None)
+    for name in ("tokens", "steps", "examples", "visual", "text", "pad", "FLOPs", "seconds", "MiB"):
+        table.add_column(name, justify="right", no_wrap=True)
     for count in sorted(ledger.counts):
         table.add_row(str(count) if count else "warm-up", *_tally(ledger.counts[count]))
     table.add_section()
@@ -142,12 +142,16 @@ def _autc(result: RunResult) -> str:
 
 def _tally(tally: Tally) -> list[str]:
     return [
-        f"{tally.steps:,}",
-        f"{tally.examples:,}",
-        f"{tally.visual_tokens:,}",
-        f"{tally.text_tokens:,}",
-        f"{tally.pad_tokens:,}",
+        *map(_short, (tally.steps, tally.examples, tally.visual_tokens, tally.text_tokens, tally.pad_tokens)),
         f"{tally.flops:.2e}",
         f"{tally.seconds:,.1f}",
-        f"{tally.peak_bytes / 2**20:,.0f}",
+        f"{tally.peak_bytes / 2**20:.0f}",
     ]
+
+
+def _short(number: int) -> str:
+    """At most three digits before a unit: 950, 22.4k, 3.04M; the ledger's JSON has every digit."""
+    for scale, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= 0.9995 * scale:
+            return f"{number / scale:.3g}{unit}"
+    return str(number)

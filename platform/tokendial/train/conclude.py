@@ -12,7 +12,7 @@ from tokendial.experiments import workload
 from tokendial.results import ExampleAnswers, RunResult
 from tokendial.runs import Run
 from tokendial.schedule import TokenSchedule
-from tokendial.scores import grade
+from tokendial.scores import examples_of, grade
 
 
 def example_table(run: Run, config: RunConfig[Any]) -> list[ExampleAnswers]:
@@ -24,8 +24,7 @@ def example_table(run: Run, config: RunConfig[Any]) -> list[ExampleAnswers]:
     if not wanted:
         return []
     data, task = workload(config.workload).load(config)
-    items = data.datasets(config)[config.evaluation.split]
-    chosen = [items[i] for i in range(min(wanted, len(items)))]
+    chosen = examples_of(data, config, config.evaluation.split, wanted)
     batch_size = config.evaluation.model_copy(update={"batch_size": len(chosen)})
     whole = config.model_copy(update={"evaluation": batch_size})
     device = torch.device("cpu")

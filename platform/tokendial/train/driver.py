@@ -12,7 +12,6 @@ from typing import Any
 
 from tokendial import environment, identity, runs
 from tokendial.contracts import RunConfig
-from tokendial.curve import group_quality, token_curve
 from tokendial.experiments import ConfigError, workload
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.ledger import Ledger
@@ -50,6 +49,7 @@ def train(
     progress({"stage": "preparing"})
     environment.apply()
     digests = _digests(config)
+    _refuse_stage(run, config)
     run = runs.create(run.name, config, who, parent=parent, twin_of=twin_of)
     with run.lease(), sigterm_raises():
         run.configure(config)
@@ -58,6 +58,19 @@ def train(
         finally:
             if run.record.status == "RUNNING":
                 run.update(status="FAILED", error="it ended without a result")
+
+
+def _refuse_stage(run: Run, config: RunConfig[Any]) -> None:
+    """DeepSpeed's universal form of a checkpoint is of stages 1 to 3, so stage 0 stays stage 0."""
+    before = run.config_document()["zero"]["stage"] if run.checkpoints.exists() else config.zero.stage
+    if before == config.zero.stage or 0 not in (before, config.zero.stage):
+        return
+    found = newest(run.checkpoints)
+    if found is not None and found.manifest.kind == "exact":
+        raise ConfigError(
+            f"run {run.name!r} stopped under zero.stage {before} and cannot go on under {config.zero.stage}: a "
+            "checkpoint changes between stages 1, 2 and 3 only; go on under its own stage, or use --new"
+        )
 
 
 def _settle(run: Run) -> None:
@@ -177,7 +190,8 @@ def conclude(
 
     chosen = workload(config.workload)
     scores = Scores.read(run.folder / "scores.json")
-    curve = token_curve(scores.items)
+    measured = scores.measured()
+    points = measured["curve"]
     ledger = Ledger.from_json(json.loads((run.folder / "ledger.json").read_text("utf-8")))
     card = ModelCard(
         workload=config.workload,
@@ -189,28 +203,23 @@ def conclude(
         projector=config.model.projector,
         schedule=config.schedule.model_dump(mode="json"),
         commit=run.record.commit,
-        autc=curve.autc,
+        autc=measured["autc"],
         data_digests=dict(digests),
         config=config.model_dump(mode="json"),
         versions=versions(),
     )
     cost = chosen.cost(config)
     _, task = chosen.load(config)
-    priced = {count: answer_flops(cost, count) for count in curve.points}
-    quality = {count: point.quality for count, point in curve.points.items()}
+    priced = {count: answer_flops(cost, count) for count in points}
+    quality = {count: point.quality for count, point in points.items()}
     task.describe(str(run.model), config, quality, priced, digests, run.record.commit)
-    write_cards(run.model, card, curve, priced)
+    write_cards(run.model, card, points, priced)
     result = RunResult(
         run_id=run.record.run_id,
         name=run.name,
         status="FINISHED",
-        autc=curve.autc,
-        autc_ci=curve.autc_ci,
-        curve=curve.points,
-        groups=group_quality(scores.items),
-        extras={name: dict(line) for name, line in scores.extras.items()},
+        **measured,
         metric=chosen.metric,
-        split=scores.split,
         workload=config.workload,
         experiment=config.experiment,
         schedule=config.schedule.preset,

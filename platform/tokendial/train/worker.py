@@ -22,7 +22,7 @@ from tokendial.resolve import from_document
 from tokendial.runs import write_atomically
 from tokendial.schedule import TokenSchedule
 from tokendial.schedule.draw import mix64, stream_key
-from tokendial.scores import Scores, gather, grade
+from tokendial.scores import Scores, examples_of, gather, grade
 from tokendial.train import checkpoint as ck
 from tokendial.train import engine as ds
 from tokendial.train.horizon import StagePlan, language_span, stage_plans
@@ -267,8 +267,7 @@ def _restore(engine: DeepSpeedEngine, found: ck.Checkpoint, job: Job, seat: Seat
 
 def _validate(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State) -> None:
     config = job.config
-    examples = job.data.datasets(config)["validation"]
-    examples = [examples[i] for i in range(min(config.evaluation.validation_examples, len(examples)))]
+    examples = examples_of(job.data, config, "validation")
     with ds.gathered(engine) as model:
         graded = grade(
             job.task, model, job.data, examples, config, config.evaluation.counts, job.device, job.dtype,
@@ -307,9 +306,7 @@ def finish(job: Job, order: Order, seat: Seat, shelf: Shelf) -> None:
 def score(job: Job, seat: Seat, model: nn.Module, split: str) -> Scores | None:
     """The split's scores at every count, on rank 0."""
     config = job.config
-    examples = job.data.datasets(config)[split]
-    limit = config.evaluation.test_examples if split == "test" else config.evaluation.validation_examples
-    chosen = [examples[i] for i in range(min(limit, len(examples)))]
+    chosen = examples_of(job.data, config, split)
     graded = grade(
         job.task, model, job.data, chosen, config, config.evaluation.counts, job.device, job.dtype,
         (seat.rank, seat.world), lambda done, total: seat.progress({"stage": "score", "step": done, "total": total}),
