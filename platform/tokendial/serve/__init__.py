@@ -1,0 +1,1 @@
+"""The endpoint: token-aware batching, the governor, and the OpenAI-style surface over them."""

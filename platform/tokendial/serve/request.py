@@ -1,0 +1,101 @@
+"""What the endpoint's surface hands to an engine and what comes back: plain frozen data, no wire format, no tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Reason = Literal["asked", "largest", "smallest", "target", "bent", "shadow"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One chat message; `parts` are texts and indices into the request's images, in order."""
+
+    role: Literal["system", "user", "assistant"]
+    parts: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What was asked for one image: an exact `count` (never bent), or the largest admissible one up to `ceiling`."""
+
+    count: int | None = None
+    ceiling: int | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`temperature` 0 is greedy; generation ends before the first of `stop`, or after `max_new_tokens`."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """One request. Asks are per image; consent and targets hold for the whole request.
+
+    Args:
+        images: encoded image files, of the formats that the server takes.
+        asks: one per image.
+        may_bend: whether fewer tokens than asked for may be used under load; exact counts are never bent.
+        min_quality: floor of the expected quality in [0, 1].
+        latency_ms: target of the whole answer, from admission to its last token.
+        timeout_s: the request is dropped if it has not started by then.
+        priority: larger is served first among requests of the same age.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[bytes, ...]
+    asks: tuple[Ask, ...]
+    sampling: Sampling
+    may_bend: bool = False
+    min_quality: float | None = None
+    latency_ms: float | None = None
+    timeout_s: float | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of an answer. `latency_ms` has the parts queue, image, encode, prefill, decode and total.
+
+    `wanted_tokens` is what the images would have had at the count asked for: what capacity is planned on.
+    """
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    visual_tokens: tuple[int, ...]
+    wanted_tokens: tuple[int, ...]
+    expected_quality: float | None
+    reason: Reason
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+class BadRequest(ValueError):
+    """The request cannot be served as it is; `field` names the part of it that is wrong."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Busy(Exception):
+    """No room in the queue, or no longer wanted in time; `retry_after_s` is when to try again."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
