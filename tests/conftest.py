@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ os.environ["TOKENDIAL_HOME"] = tempfile.mkdtemp(prefix="tokendial-tests-")
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 atexit.register(shutil.rmtree, os.environ["TOKENDIAL_HOME"], ignore_errors=True)
 environment.apply()
+# A shell starts what it puts in the background with SIGINT ignored, and the commands that tests start inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
