@@ -1,0 +1,1 @@
+"""The commands: thin typed functions over `tokendial.api`, one module per part."""

@@ -1,0 +1,87 @@
+"""`tokendial eval`, `report` and `export`: what a run or model folder is worth, shown again, and taken away."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tokendial.commands.shell import Json, app, console, failures, integers, print_result
+from tokendial.experiments import ConfigError
+from tokendial.progress import progress_reporter
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Run (id, name, `last`) or exported model folder.")],
+    counts: Annotated[str | None, typer.Option(help="Counts to score, e.g. 1,4,9,16; default the run's grid.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split: test or validation; default the run's.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Examples scored; default the run's.", min=1)] = None,
+    twins: Annotated[
+        str | None, typer.Option(help="Train the fixed-count twins too: `steps` (same steps) or `flops` (same FLOPs).")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds of the twins and of the flexible runs beside them; default 0.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Score a model at every count of a grid, trained or not; with --twins, fill the trained-at × served-at matrix."""
+    with failures():
+        from tokendial import api
+
+        with progress_reporter(console if not json_ else Console(stderr=True)) as progress:
+            if twins is not None:
+                _refuse_beside("--twins", {"--counts": counts, "--split": split, "--examples": examples})
+                wanted = (0,) if seeds is None else integers("--seeds", seeds)
+                result = api.twins(model, kind=twins, seeds=wanted, progress=progress)
+            else:
+                if seeds is not None:
+                    raise ConfigError("--seeds goes with --twins only; a model is scored as it is")
+                wanted = None if counts is None else integers("--counts", counts)
+                result = api.evaluate(model, counts=wanted, split=split, examples=examples, progress=progress)
+        print_result(result, json_)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(help="Runs: ids, names or `last`; several are compared.")],
+    json_: Json = False,
+) -> None:
+    """Show a finished run again: curve, ledger, figures; or compare several in one HTML file."""
+    with failures():
+        from tokendial import api
+
+        results = api.report(runs)
+        if json_:
+            if len(results) == 1:
+                print(results[0].to_line())
+            else:
+                print(json.dumps({"runs": [result.model_dump(mode="json") for result in results]}))
+            return
+        for result in results:
+            print_result(result, json_=False)
+        if len(results) > 1:
+            console.print(f"comparison: {api.comparison(results)}")
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Run: id, name or `last`.")],
+    to: Annotated[Path, typer.Option(help="Folder to write; must be empty or absent.")],
+    json_: Json = False,
+) -> None:
+    """Copy a run's Hugging Face model folder, verified against its digests."""
+    with failures():
+        from tokendial import api
+
+        folder = api.export(run, to)
+        print(json.dumps({"model_dir": str(folder)}) if json_ else f"wrote {folder}")
+
+
+def _refuse_beside(option: str, others: dict[str, object]) -> None:
+    given = ", ".join(name for name, value in others.items() if value is not None)
+    if given:
+        raise ConfigError(f"{given} does not go with {option}, which scores every run as its configuration says")
