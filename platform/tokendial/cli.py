@@ -7,10 +7,8 @@ from tokendial import environment
 from tokendial.commands.shell import app
 
 # isort: off
-# A module's import adds its commands; `--help` lists them in this order.
-import tokendial.commands.training  # noqa: F401
-import tokendial.commands.results  # noqa: F401
-import tokendial.commands.machine  # noqa: F401
+# Importing a module adds its commands; `--help` lists them in this order.
+from tokendial.commands import training, results, machine  # noqa: F401
 
 # isort: on
 
