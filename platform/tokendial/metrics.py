@@ -1,8 +1,9 @@
-"""The one naming scheme of MLflow metrics, by function or constant: paths `<part>/<noun>[/k<count>]`."""
+"""The one naming scheme of what is measured: MLflow paths `<part>/<noun>[/k<count>]`, and Prometheus series `SERVE`."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from tokendial.curve import CurvePoint, autc
 from tokendial.ledger import Ledger, Tally
@@ -73,3 +74,67 @@ def curve_metrics(curve: Mapping[int, CurvePoint], step: int) -> list[tuple[int,
     ]
     columns = {quality(count): point.quality for count, point in sorted(curve.items())}
     return [*rows, (step, {**columns, AUTC: autc(curve)})]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A Prometheus series `tokendial_<part>_<noun>_<unit>`; a counter is exposed with `_total` behind its name."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+SECONDS = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.4, 0.7, 1.0, 2.0, 4.0, 10.0, 30.0)
+TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
+
+# `model` is the served name, `key` the name of an API key ("" without keys), `count` the visual tokens of one image,
+# `replica` the engine's replica. The last eight are read from the engines, the others are the endpoint's own.
+SERVE: tuple[Series, ...] = (
+    Series("tokendial_serve_requests", "counter", "Answers by HTTP status.", ("model", "key", "code")),
+    Series(
+        "tokendial_serve_refusals", "counter", "Requests turned away: busy, rate, key, input, size, slow.", ("cause",)
+    ),
+    Series("tokendial_serve_latency_seconds", "histogram", "Whole answers, by count.", ("model", "count"), SECONDS),
+    Series("tokendial_serve_first_token_seconds", "histogram", "Time to the first piece.", ("model",), SECONDS),
+    Series("tokendial_serve_stage_seconds", "histogram", "Parts of an answer.", ("model", "stage"), SECONDS),
+    Series("tokendial_serve_images", "counter", "Images answered, by count and reason.", ("model", "count", "reason")),
+    Series("tokendial_serve_visual_tokens", "counter", "Visual tokens used.", ("model", "key")),
+    Series("tokendial_serve_wanted_tokens", "counter", "Visual tokens had nothing been bent.", ("model", "key")),
+    Series("tokendial_serve_completion_tokens", "counter", "Tokens generated.", ("model", "key")),
+    Series("tokendial_serve_expected_quality_ratio", "histogram", "Expected quality of answers.", ("model",), TENTHS),
+    Series("tokendial_serve_retries", "counter", "Answers begun again because a replica died.", ("model",)),
+    Series(
+        "tokendial_serve_model_changes", "counter", "Versions promoted, or refused before any traffic.", ("outcome",)
+    ),
+    Series("tokendial_serve_model_info", "gauge", "1 for the version that takes traffic.", ("model", "version")),
+    Series("tokendial_serve_replicas", "gauge", "Engine replicas that answer.", ("model",)),
+    Series("tokendial_serve_queued_requests", "gauge", "Waiting in an engine.", ("model", "replica")),
+    Series("tokendial_serve_running_requests", "gauge", "Holding a slot of an engine.", ("model", "replica")),
+    Series(
+        "tokendial_serve_inflight_wanted_tokens",
+        "gauge",
+        "Visual tokens wanted at full quality in flight.",
+        ("model", "replica"),
+    ),
+    Series(
+        "tokendial_serve_governor_level_steps",
+        "gauge",
+        "Rungs the governor is below the largest.",
+        ("model", "replica"),
+    ),
+    Series(
+        "tokendial_serve_agreement_ratio",
+        "gauge",
+        "Bent answers equal to their replay at full count.",
+        ("model", "replica", "count"),
+    ),
+    Series(
+        "tokendial_serve_measured_latency_seconds", "gauge", "The replica's own ladder.", ("model", "replica", "count")
+    ),
+    Series(
+        "tokendial_serve_start_seconds", "gauge", "Parts of the newest replica's start.", ("model", "replica", "part")
+    ),
+)
