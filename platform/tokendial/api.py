@@ -1,17 +1,22 @@
-"""What the commands do, as Python calls: `train`, `evaluate`, `twins`, `forecast`, `report`, `comparison`, `export`."""
+"""What the commands do, as Python calls: `train`, `evaluate`, `twins`, `forecast`, `report`, `comparison`, `export`;
+
+and `submit`, `follow`, `status`, `logs`, `stop` for runs wherever they are."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokendial import runs
 from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
 from tokendial.results import RunResult
 from tokendial.scores import Scores
+
+if TYPE_CHECKING:
+    from tokendial.jobs import Order, Standing
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -99,3 +104,59 @@ def export(reference: str, to: Path) -> Path:
     check_digests(run.model)
     shutil.copytree(run.model, to, dirs_exist_ok=True)
     return to
+
+
+def submit(
+    url: str, order: Order, progress: Progress = _silent, say: Callable[[str], None] = print, wait: bool = True
+) -> dict[str, Any]:
+    """Send an order to the Ray cluster at `url`; what its command's last line says, or with `wait=False` its job.
+
+    Raises:
+        ConfigError: the address, the token or the order is bad. WorkFailed: the job failed, or nothing answers.
+    """
+    from tokendial import jobs
+
+    cluster = jobs.Cluster(url)
+    progress({"stage": "sending"})
+    submission = jobs.send(cluster, order)
+    return jobs.follow(cluster, submission, progress, say) if wait else {"job": submission, "cluster": cluster.url}
+
+
+def follow(reference: str, url: str | None = None, say: Callable[[str], None] = print) -> None:
+    """Say every line of a run's job on a cluster, from the first to its end."""
+    from tokendial import jobs
+
+    cluster = _cluster(reference, url)
+    job = None if cluster is None else jobs.find(cluster, reference)
+    if cluster is None or job is None:
+        raise ConfigError(f"run {reference!r} has no job to follow; give --on URL, or leave out --follow")
+    jobs.follow(cluster, job["submission_id"], None, say)
+
+
+def status(reference: str | None = None, url: str | None = None) -> list[Standing]:
+    """Where one run stands, or every run here and on the cluster."""
+    from tokendial import jobs
+
+    return jobs.standings(reference, _cluster(reference, url))
+
+
+def logs(reference: str, url: str | None = None) -> Mapping[str, str]:
+    """Logs of a run by name: `driver`, `rank-0`, …"""
+    from tokendial import jobs
+
+    return jobs.read_logs(reference, jobs.Cluster(url) if url else None)
+
+
+def stop(reference: str, url: str | None = None) -> str:
+    """Tell a run to stop; returns where it was told: `here` or a cluster's address."""
+    from tokendial import jobs
+
+    return jobs.stop(reference, _cluster(reference, url))
+
+
+def _cluster(reference: str | None, url: str | None) -> Any:
+    """The cluster at `url`, or else the one that a run was sent to from here, if it was."""
+    from tokendial import jobs
+
+    place = url or (jobs.sent_to(reference) if reference else None)
+    return jobs.Cluster(place) if place else None

@@ -2,8 +2,10 @@
 
 import difflib
 import importlib
+import tomllib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,9 +30,20 @@ def sentence(error: ValidationError, prefix: str = "") -> str:
     return f"{where} = {shown if len(shown) < 80 else shown[:77] + '...'}: {message[0].lower()}{message[1:]}"
 
 
+def declared(group: str) -> dict[str, str]:
+    """Entry points of a group as name → module:object: of what is installed, and of the source tree we run from."""
+    found = {point.name: point.value for point in sorted(entry_points(group=group))}
+    tree = Path(__file__).parents[2] / "pyproject.toml"
+    if not tree.exists():
+        return found
+    # What is installed may be an older tokendial than the tree: Ray runs a working folder through PYTHONPATH.
+    project = tomllib.loads(tree.read_text("utf-8"))["project"]
+    return dict(sorted({**found, **project["entry-points"].get(group, {})}.items()))
+
+
 def experiment_names() -> Mapping[str, str]:
     """Registered experiments as name → module:function."""
-    return {point.name: point.value for point in sorted(entry_points(group="tokendial.experiments"))}
+    return declared("tokendial.experiments")
 
 
 def experiment(name: str) -> RunConfig[Any]:
@@ -52,7 +65,7 @@ def workload(name: str) -> Workload:
 
 
 def _load(kind: str, name: str, group: str) -> Any:
-    known = {point.name: point.value for point in entry_points(group=group)}
+    known = declared(group)
     module, colon, attribute = known.get(name, name).partition(":")
     if not colon:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)

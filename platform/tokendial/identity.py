@@ -1,6 +1,7 @@
 """Who started a run and from what source: captured on the machine it was sent from."""
 
 import getpass
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 MAX_DIFF_CHARS = 1_000_000
+# Set for a job that was sent here: the file in its working folder that says who sent it, and from what source.
+VARIABLE = "TOKENDIAL_IDENTITY"
+FILE = "identity.json"
 
 
 class Identity(BaseModel):
@@ -25,7 +29,12 @@ class Identity(BaseModel):
 
 
 def capture(folder: Path | None = None) -> Identity:
-    """The caller's user name, and the commit and uncommitted diff of `folder` (default: the working folder)."""
+    """The caller's user name, and the commit and uncommitted diff of `folder` (default: the working folder).
+
+    In a job it is what was captured where the job was sent from.
+    """
+    if sent := os.environ.get(VARIABLE):
+        return Identity.model_validate_json(Path(sent).read_text("utf-8"))
     commit = _git("rev-parse", "HEAD", folder=folder).strip()
     diff = _git("diff", "HEAD", folder=folder) if commit else ""
     return Identity(user=user_name(), commit=commit, diff=diff[:MAX_DIFF_CHARS])

@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere."""
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,7 +39,9 @@ def progress_reporter(console: Console) -> Iterator[Report]:
 
 
 def detail(latest: Mapping[str, Any]) -> str:
-    """The measures of a step, e.g. `loss 0.812 · count 144 · 12.3k tokens/s`."""
+    """The measures of a step, e.g. `loss 0.812 · count 144 · 12.3k tokens/s`, or as another process worded them."""
+    if "detail" in latest:
+        return str(latest["detail"])
     parts = [f"loss {latest['loss']:.3f}"] if "loss" in latest else []
     if "count" in latest:
         parts.append(f"count {latest['count']:g}")
@@ -60,3 +63,15 @@ def _lines(console: Console) -> Report:
         console.print(f"{stage}{place} {detail(latest)}".rstrip(), highlight=False)
 
     return show
+
+
+_LINE = re.compile(r"(?P<stage>[a-z][\w. -]{0,40}?) (?P<step>\d+)/(?P<total>\d+)(?: (?P<detail>.+))?")
+
+
+def read_line(text: str) -> Mapping[str, Any] | None:
+    """What a plain progress line of another process says; None for any other line."""
+    found = _LINE.fullmatch(text.rstrip())
+    if found is None:
+        return None
+    place = {"stage": found["stage"], "step": int(found["step"]), "total": int(found["total"])}
+    return {**place, "detail": found["detail"] or ""}

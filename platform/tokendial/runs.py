@@ -111,6 +111,12 @@ class Run:
         write_atomically(self.folder / "run.json", record.model_dump_json(indent=2))
         return record
 
+    def holder(self) -> dict[str, Any] | None:
+        """The living process that works on the run now: its `pid` and `host`."""
+        path = self.folder / "lease.json"
+        found = _holder(path)
+        return found if found and _alive(found, path) else None
+
     @contextmanager
     def lease(self) -> Iterator[None]:
         """Hold the run for this process; a second holder is refused while the first is alive."""
@@ -137,8 +143,14 @@ class Run:
 
 
 def home() -> Path:
-    """Where runs live: `TOKENDIAL_HOME`, or `runs` under the working folder."""
-    return Path(os.environ.get("TOKENDIAL_HOME") or "runs").resolve()
+    """Where runs live: `TOKENDIAL_HOME`, or `runs` under the working folder.
+
+    A job's working folder is Ray's copy, which goes with the job; there it is `runs` in the user's own folder.
+    """
+    place = os.environ.get("TOKENDIAL_HOME")
+    if place is None and "runtime_resources" in Path.cwd().parts:
+        return Path.home() / "runs"
+    return Path(place or "runs").resolve()
 
 
 def run_name(config: RunConfig[Any], user: str | None = None) -> str:
@@ -154,6 +166,11 @@ def config_hash(config: RunConfig[Any], without: str | None = None) -> str:
     document["data"].pop("num_workers", None)
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def short_name(name: str) -> str:
+    """The end of a run's name, which is its hash where the user gave none."""
+    return name.rpartition(".")[2][-20:].strip("-_")
 
 
 def create(

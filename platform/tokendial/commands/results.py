@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tokendial.commands.elsewhere import On, send_to
 from tokendial.commands.shell import Json, app, console, failures, integers, print_result
 from tokendial.experiments import ConfigError
 from tokendial.progress import progress_reporter
@@ -26,12 +27,18 @@ def evaluate(
     seeds: Annotated[
         str | None, typer.Option(help="Seeds of the twins and of the flexible runs beside them; default 0.")
     ] = None,
+    on: On = None,
     json_: Json = False,
 ) -> None:
     """Score a model at every count of a grid, trained or not; with --twins, fill the trained-at × served-at matrix."""
     with failures():
         from tokendial import api
 
+        if on:
+            from tokendial.jobs import evaluation_order
+
+            options = {"counts": counts, "split": split, "examples": examples, "twins": twins, "seeds": seeds}
+            return send_to(on, evaluation_order(model, options), json_)
         with progress_reporter(console if not json_ else Console(stderr=True)) as progress:
             if twins is not None:
                 _refuse_beside("--twins", {"--counts": counts, "--split": split, "--examples": examples})
@@ -43,6 +50,7 @@ def evaluate(
                 wanted = None if counts is None else integers("--counts", counts)
                 result = api.evaluate(model, counts=wanted, split=split, examples=examples, progress=progress)
         print_result(result, json_)
+    return None
 
 
 @app.command()

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tokendial import machine
+from tokendial.commands.elsewhere import On, send_to
 from tokendial.commands.shell import Json, Overrides, app, console, failures, print_result, program, relative
 from tokendial.experiments import ConfigError
 from tokendial.progress import progress_reporter
@@ -32,6 +33,7 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the run; default user.experiment.hash.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Start another run even if this one exists.")] = False,
     source: Annotated[str | None, typer.Option("--from", help="Start from the weights of this run.")] = None,
+    on: On = None,
     json_: Json = False,
     help_: Annotated[bool, typer.Option("--help", help="Show this message, and every key of EXPERIMENT.")] = False,
 ) -> None:
@@ -41,6 +43,7 @@ def train(
     """
     with failures():
         from tokendial import api
+        from tokendial.jobs import training_order
         from tokendial.resolve import resolve
 
         if list_:
@@ -49,9 +52,11 @@ def train(
             return _print_train_help(experiment)
         if experiment is not None and "=" in experiment:
             experiment, overrides = None, [experiment, *(overrides or [])]
-        resolved = resolve(experiment, overrides or (), config, None if dry_run else machine.cpus())
+        resolved = resolve(experiment, overrides or (), config, None if dry_run or on else machine.cpus())
         if dry_run:
             return _print_forecast(api.forecast(resolved), json_)
+        if on:
+            return send_to(on, training_order(resolved, name, new, source), json_)
         with progress_reporter(console if not json_ else Console(stderr=True)) as progress:
             result = api.train(resolved, name=name, new=new, source=source, progress=progress)
         print_result(result, json_)

@@ -19,6 +19,7 @@ from tokendial import metrics
 from tokendial.results import ExampleAnswers, RunResult, read_examples, write_examples
 from tokendial.runs import write_atomically
 from tokendial.tracking.journal import Journal
+from tokendial.tracking.logs import log_logs
 from tokendial.tracking.opening import FOLDER, ensure_open, read_document
 from tokendial.tracking.server import AWAY, connect, logger, patient, probe, reason
 from tokendial.tracking.tables import curve_markdown, curve_table, examples_table, matrix_table
@@ -81,6 +82,7 @@ def _close(client: MlflowClient, run_id: str, folder: Path, document: Mapping[st
     model_id = _log_model(client, run_id, result) if result.model_dir and result.curve else None
     _log_values(client, run_id, result, time_ms, model_id)
     client.log_dict(run_id, document["result"], "result.json")
+    log_logs(client, run_id, folder.parent / "logs")
     client.set_terminated(run_id, result.status, time_ms)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tokendial import environment, identity, runs
 from tokendial.contracts import RunConfig
+from tokendial.driver_log import driver_log
 from tokendial.experiments import ConfigError, workload
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.ledger import Ledger
@@ -41,7 +42,7 @@ def train(
     config = with_horizon(config)
     who = identity.capture()
     weights, parent = _weights_of(source)
-    wanted = name or runs.run_name(config, who.user) + (f"-from-{_short(parent)}" if parent else "")
+    wanted = name or runs.run_name(config, who.user) + (f"-from-{runs.short_name(parent)}" if parent else "")
     run = runs.check(runs.fresh_name(wanted) if new else wanted, config, parent)
     if run.result.exists() and run.record.status == "FINISHED":
         _settle(run)
@@ -54,7 +55,8 @@ def train(
     with run.lease(), sigterm_raises():
         run.configure(config)
         try:
-            return _tracked(run, config, who, digests, weights, progress, stop or threading.Event())
+            with driver_log(run.folder / "logs", progress) as logged:
+                return _tracked(run, config, who, digests, weights, logged, stop or threading.Event())
         finally:
             if run.record.status == "RUNNING":
                 run.update(status="FAILED", error="it ended without a result")
@@ -249,11 +251,6 @@ def _weights_of(source: str | None) -> tuple[Path | None, str | None]:
     if found is None or found.manifest.kind != "weights" or run.record.status != "FINISHED":
         raise ConfigError(f"run {run.name!r} has no finished weights to start from")
     return found.folder / WEIGHTS, run.name
-
-
-def _short(name: str) -> str:
-    """The end of a run's name, which is its hash where the user gave none."""
-    return name.rpartition(".")[2][-20:].strip("-_")
 
 
 @contextmanager

@@ -1,0 +1,99 @@
+"""`tokendial status`, `logs` and `stop` by a run's name, wherever it runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.live import Live
+from rich.table import Table
+
+from tokendial.commands.elsewhere import On
+from tokendial.commands.shell import Json, app, console, failures
+
+if TYPE_CHECKING:
+    from tokendial.jobs import Standing
+
+WATCH_S = 2.0
+
+
+@app.command()
+def status(
+    run: Annotated[str | None, typer.Argument(help="Run: name, id, `last` or a job; default all of them.")] = None,
+    on: On = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until interrupted.")] = False,
+    json_: Json = False,
+) -> None:
+    """Show where runs stand: stage, step, loss; of the runs folder here and of a cluster's jobs."""
+    with failures():
+        from tokendial import api
+
+        if watch and not json_:
+            with Live(_table(api.status(run, on)), console=console, auto_refresh=False) as live:
+                while True:
+                    time.sleep(WATCH_S)
+                    live.update(_table(api.status(run, on)), refresh=True)
+        found = api.status(run, on)
+        if json_:
+            print(json.dumps([standing._asdict() for standing in found]))
+        else:
+            console.print(_table(found) if found else "no runs yet; `tokendial train --list` shows what can be trained")
+
+
+@app.command()
+def logs(
+    run: Annotated[str, typer.Argument(help="Run: name, id, `last` or a job.")],
+    rank: Annotated[int | None, typer.Option(help="Log of this training worker; default the driver's.", min=0)] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep on to the end of the run's job.")] = False,
+    on: On = None,
+    json_: Json = False,
+) -> None:
+    """Print what a run's driver or one of its workers said; also after the cluster is gone, from its MLflow run."""
+    with failures():
+        from tokendial import api
+
+        if follow:
+            api.follow(run, on)
+            return
+        found = api.logs(run, on)
+        name = "driver" if rank is None else f"rank-{rank}"
+        if json_:
+            print(json.dumps(found))
+            return
+        if name not in found:
+            from tokendial.experiments import ConfigError
+
+            raise ConfigError(f"run {run!r} has no log {name!r}; it has {', '.join(found)}")
+        print(found[name], end="")
+
+
+@app.command()
+def stop(
+    run: Annotated[str, typer.Argument(help="Run: name, id, `last` or a job.")],
+    on: On = None,
+    json_: Json = False,
+) -> None:
+    """Stop a run, here or on a cluster, so that the same command continues it from its last checkpoint."""
+    with failures():
+        from tokendial import api
+
+        place = api.stop(run, on)
+        print(json.dumps({"run": run, "place": place}) if json_ else f"told {run} to stop ({place})")
+
+
+def _table(found: list[Standing]) -> Table:
+    table = Table("run", "place", "status", "step", "", "user", "age", box=None, pad_edge=False)
+    for row in found:
+        steps = f"{row.stage} {row.step}/{row.total}".strip() if row.total else ""
+        note = row.error or row.detail
+        table.add_row(row.run, row.place, row.status, steps, note, row.user, _age(row.age_s))
+    return table
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

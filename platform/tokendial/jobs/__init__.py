@@ -1,0 +1,24 @@
+"""Runs on a Ray cluster, from a machine without torch or ray: send, follow, look at, stop. Ray's Jobs API over HTTP."""
+
+from tokendial.jobs.cluster import Cluster
+from tokendial.jobs.follow import follow
+from tokendial.jobs.logs import read_logs
+from tokendial.jobs.order import Order, evaluation_order, training_order
+from tokendial.jobs.send import find, send, sent_to
+from tokendial.jobs.status import Standing, standings
+from tokendial.jobs.stop import stop
+
+__all__ = [
+    "Cluster",
+    "Order",
+    "Standing",
+    "evaluation_order",
+    "find",
+    "follow",
+    "read_logs",
+    "send",
+    "sent_to",
+    "standings",
+    "stop",
+    "training_order",
+]

@@ -1,0 +1,156 @@
+"""A Ray cluster's Jobs API over plain HTTP: packages, jobs, logs. The address and the token are checked first.
+
+The token is looked for where Ray's own tools look: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, urlsplit
+from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
+
+from tokendial.experiments import ConfigError
+from tokendial.failures import WorkFailed
+
+TIMEOUT_S = 30.0
+LOOPBACK = ("localhost", "::1")
+
+
+class Unreachable(WorkFailed):
+    """The cluster did not answer; the work on it is not affected."""
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """A redirect would take the token to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class Cluster:
+    """The Jobs API at `http(s)://HOST:PORT`; raises ConfigError where the address or the token will not do."""
+
+    def __init__(self, url: str) -> None:
+        self.url = checked_address(url)
+        self._token = find_token(self.url)
+        proxies = [ProxyHandler({})] if is_loopback(self.url) else []
+        self._opener: OpenerDirector = build_opener(*proxies, _NoRedirects())
+
+    def upload(self, package: bytes) -> str:
+        """The URI of a zip in the cluster's store, sent only where it is not there yet."""
+        name = f"_ray_pkg_{hashlib.sha1(package, usedforsecurity=False).hexdigest()}.zip"
+        path = f"/api/packages/gcs/{name}"
+        try:
+            self._call("GET", path)
+        except _Absent:
+            self._call("PUT", path, package)
+        return f"gcs://{name}"
+
+    def submit(self, document: Mapping[str, Any]) -> str:
+        """Start a job and return its submission id."""
+        return self._json("POST", "/api/jobs/", document)["submission_id"]
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Every submitted job that the cluster remembers, oldest first."""
+        found = [job for job in self._json("GET", "/api/jobs/") if job["type"] == "SUBMISSION"]
+        return sorted(found, key=lambda job: job["start_time"] or 0)
+
+    def job(self, submission: str) -> dict[str, Any]:
+        return self._json("GET", f"/api/jobs/{quote(submission)}")
+
+    def logs(self, submission: str) -> str:
+        """What the job's driver has said so far."""
+        return self._json("GET", f"/api/jobs/{quote(submission)}/logs")["logs"] or ""
+
+    def stop(self, submission: str) -> None:
+        self._json("POST", f"/api/jobs/{quote(submission)}/stop")
+
+    def _json(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> Any:
+        body = None if document is None else json.dumps(document).encode()
+        answer = self._call(method, path, body, "application/json")
+        try:
+            return json.loads(answer)
+        except ValueError:
+            raise ConfigError(f"what answers at {self.url} is not a Ray dashboard (port 8265 by default)") from None
+
+    def _call(self, method: str, path: str, body: bytes | None = None, kind: str = "application/zip") -> bytes:
+        headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {self._token}"} if self._token else {})
+        request = Request(self.url + path, data=body, headers=headers, method=method)
+        try:
+            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
+                return answer.read()
+        except HTTPError as error:
+            with error:
+                said = error.read().decode(errors="replace")
+            raise _refusal(self.url, method, path, error.code, said) from None
+        except (URLError, TimeoutError, ConnectionError) as error:
+            raise Unreachable(f"the cluster at {self.url} does not answer: {getattr(error, 'reason', error)}") from None
+
+
+class _Absent(WorkFailed):
+    """404."""
+
+
+def _refusal(url: str, method: str, path: str, code: int, said: str) -> Exception:
+    lines = [line for line in said.strip().splitlines() if line.strip()]
+    last = lines[-1][:300] if lines else ""
+    if code in (401, 403):
+        return ConfigError(
+            f"the cluster at {url} refused the token; put its own into ~/.ray/auth_token (mode 0600) or RAY_AUTH_TOKEN"
+        )
+    if code == 404:
+        return _Absent(f"the cluster at {url} knows nothing at {path}: {last}")
+    if code >= 502:
+        return Unreachable(f"the cluster at {url} does not answer: HTTP {code}")
+    return WorkFailed(f"the cluster at {url} answered {method} {path} with {code}: {last}")
+
+
+def checked_address(url: str) -> str:
+    """The address without a trailing slash; raises ConfigError where it is no dashboard's or holds a secret."""
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        host = parts.netloc.rpartition("@")[2]
+        raise ConfigError(
+            f"--on {parts.scheme}://***@{host} came with a user or password, which would be stored with jobs; put the "
+            "cluster's token into ~/.ray/auth_token (mode 0600) or RAY_AUTH_TOKEN"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ConfigError(f"--on {url!r} is not a dashboard's address; give http://HEAD:8265 or https://HOST")
+    return url.rstrip("/")
+
+
+def is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host in LOOPBACK or host.startswith("127.")
+
+
+def find_token(url: str) -> str | None:
+    """The token to show; off loopback one is required unless RAY_AUTH_MODE=disabled says that there is none."""
+    if os.environ.get("RAY_AUTH_MODE") == "disabled":
+        return None
+    token = os.environ.get("RAY_AUTH_TOKEN") or _read_token()
+    if token is None and not is_loopback(url):
+        raise ConfigError(
+            f"there is no token for the cluster at {url}; put it into ~/.ray/auth_token (mode 0600) or RAY_AUTH_TOKEN, "
+            "or set RAY_AUTH_MODE=disabled for a cluster that asks for none"
+        )
+    return token
+
+
+def _read_token() -> str | None:
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+    try:
+        text = path.read_text("utf-8").strip()
+    except FileNotFoundError:
+        return None
+    if named is None and path.stat().st_mode & 0o077:
+        # Ray writes it readable by everyone, and whoever reads it may run code on the cluster.
+        path.chmod(0o600)
+    return text or None

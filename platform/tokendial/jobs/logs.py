@@ -1,0 +1,46 @@
+"""What a run's driver and ranks said: from its folder, from the cluster, or from the tracking server afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from tokendial import runs
+from tokendial.experiments import ConfigError
+from tokendial.jobs.cluster import Cluster, Unreachable
+from tokendial.jobs.send import find, sent_to
+from tokendial.tracking import resolve_uri
+
+
+def read_logs(run: str, cluster: Cluster | None = None) -> Mapping[str, str]:
+    """Logs by name (`driver`, `rank-0`, …); raises ConfigError where there are none.
+
+    Asked in this order: the run's folder here, its job on the cluster, the artifacts of its MLflow run.
+    """
+    place = sent_to(run)
+    asked: list[str] = []
+    if cluster is None:
+        try:
+            folder = runs.find(run).folder / "logs"
+            if found := {path.stem: path.read_text("utf-8", "replace") for path in sorted(folder.glob("*.log"))}:
+                return found
+            asked.append(f"{folder} holds none")
+        except ConfigError as error:
+            asked.append(str(error))
+    cluster = cluster or (Cluster(place) if place else None)
+    if cluster is not None:
+        try:
+            job = find(cluster, run)
+            if job is not None:
+                return {"driver": cluster.logs(job["submission_id"])}
+            asked.append(f"the cluster at {cluster.url} has no job of it")
+        except Unreachable as error:
+            asked.append(str(error))
+    uri = resolve_uri(os.environ.get("MLFLOW_TRACKING_URI"), runs.home())
+    if uri.startswith("http"):
+        from tokendial.tracking.logs import fetch_logs
+
+        if found := fetch_logs(uri, run):
+            return found
+        asked.append(f"MLflow at {uri} has none")
+    raise ConfigError(f"run {run!r} has no logs: {'; '.join(asked)}")

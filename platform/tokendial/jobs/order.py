@@ -1,0 +1,115 @@
+"""What a cluster is asked to do: a command, the run it is for, and the files that it reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tokendial import identity, runs
+from tokendial.contracts import RunConfig
+from tokendial.experiments import ConfigError
+from tokendial.jobs import package
+
+CONFIG = "config.json"
+# Where a configuration may name a folder, a file or a hub id.
+PLACES = (
+    "data.path",
+    "model.init_from",
+    "model.vision.source",
+    "model.language.source",
+    "model.language.tokenizer",
+)
+
+
+@dataclass(frozen=True)
+class Order:
+    """`tokendial ARGUMENTS` on the cluster, in a folder that holds `files`; `run` is the name it is found by."""
+
+    run: str
+    arguments: tuple[str, ...]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def training_order(
+    config: RunConfig[Any], name: str | None = None, new: bool = False, source: str | None = None
+) -> Order:
+    """The order to train a resolved configuration; raises ConfigError for what the cluster could not read."""
+    from tokendial.train.driver import with_horizon
+
+    config = with_horizon(config)
+    check_places(config.model_dump(mode="json"))
+    if source == "last":
+        raise ConfigError("--from last is this machine's last run; give the name of a run of the cluster")
+    ending = f"-from-{runs.short_name(source)}" if source else ""
+    name = name or runs.run_name(config, identity.user_name()) + ending
+    if not runs.NAME.fullmatch(name):
+        raise ConfigError(f"run name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`")
+    arguments = ["train", "--config", CONFIG, "--name", name, "--json"]
+    arguments += ["--new"] if new else []
+    arguments += ["--from", source] if source else []
+    return Order(name, tuple(arguments), run_files(config))
+
+
+def evaluation_order(model: str, options: Mapping[str, object]) -> Order:
+    """The order to score a run of the cluster; `options` are those of `tokendial eval`, None where not given."""
+    if model == "last" or Path(model).exists():
+        raise ConfigError(
+            f"model {model!r} is of this machine; give the name of a run of the cluster, or leave out --on to score it "
+            "here"
+        )
+    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    return Order(model, ("eval", model, *given, "--json"))
+
+
+def run_files(config: RunConfig[Any]) -> dict[str, bytes]:
+    """The resolved configuration and the user's own modules that it names."""
+    document = json.dumps(config.model_dump(mode="json"), indent=2).encode()
+    return {CONFIG: document, **package.modules(config.experiment, config.workload)}
+
+
+def check_places(document: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a configuration holds a password, or a path that only this machine can read."""
+    for key, text in _strings(document):
+        parts = urlsplit(text) if "://" in text else None
+        if parts is not None and "@" in parts.netloc:
+            shown = text.replace(parts.netloc.rpartition("@")[0], "***")
+            raise ConfigError(
+                f"{key} {shown!r} came with a user or password, which would be stored with the job; leave it out and "
+                "let the cluster's secret hold it (AWS_…, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
+            )
+        if key == "tracking.uri" and text.startswith("sqlite:"):
+            raise ConfigError(
+                f"tracking.uri {text!r} is a file of this machine; leave it out for the cluster's own, or give "
+                "http(s)://HOST:PORT of an MLflow server"
+            )
+        if key in PLACES and parts is None and _is_here_only(text):
+            raise ConfigError(
+                f"{key} {text!r} is a path of this machine, which the cluster cannot read; copy it to storage that the "
+                "cluster mounts and give the path there, or name the mount in TOKENDIAL_SHARED if it is the same here"
+            )
+
+
+def _is_here_only(text: str) -> bool:
+    """Whether a path lies on this machine and under no folder of TOKENDIAL_SHARED; a hub id lies nowhere here."""
+    path = Path(text).expanduser()
+    if not path.exists():
+        return text.startswith((".", "~"))
+    shared = [Path(folder).resolve() for folder in os.environ.get("TOKENDIAL_SHARED", "").split(os.pathsep) if folder]
+    return not any(path.resolve().is_relative_to(folder) for folder in shared)
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a document with its dotted key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _strings(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, Sequence):
+        for index, inner in enumerate(value):
+            yield from _strings(inner, f"{key}.{index}")

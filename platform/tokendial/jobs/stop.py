@@ -1,0 +1,32 @@
+"""End a run so that it can be continued: its workers first, then its driver, here or on a cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+from tokendial import runs
+from tokendial.experiments import ConfigError
+from tokendial.jobs.cluster import Cluster
+from tokendial.jobs.send import ACTIVE, find
+
+
+def stop(run: str, cluster: Cluster | None = None) -> str:
+    """Tell a run to stop and return where it was told; it ends as KILLED and the same command continues it."""
+    if cluster is not None:
+        job = find(cluster, run)
+        if job is None:
+            raise ConfigError(f"run {run!r} has no job on the cluster at {cluster.url}; `tokendial status` lists them")
+        if job["status"] not in ACTIVE:
+            raise ConfigError(f"run {run!r} is not at work on the cluster at {cluster.url}; its job is {job['status']}")
+        cluster.stop(job["submission_id"])
+        return cluster.url
+    found = runs.find(run)
+    holder = found.holder()
+    if holder is None:
+        raise ConfigError(f"run {found.name!r} is not at work; its status is {found.record.status}")
+    if holder["host"] != socket.gethostname():
+        raise ConfigError(f"run {found.name!r} is at work on {holder['host']}; stop it there, or with --on its cluster")
+    os.kill(holder["pid"], signal.SIGTERM)
+    return "here"
