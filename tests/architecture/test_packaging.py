@@ -34,7 +34,7 @@ PLATFORMS = {
 
 
 def test_constraints_are_exact_and_named_once() -> None:
-    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in CONSTRAINTS)
+    assert all(re.fullmatch(r"[a-z0-9-]+==([0-9]+!)?[0-9][0-9a-z.]*", line) for line in CONSTRAINTS)
     assert len(PINS) == len(CONSTRAINTS)
 
 
