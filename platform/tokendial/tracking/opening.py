@@ -166,15 +166,15 @@ def _linked(client: MlflowClient, uri: str, folder: Path) -> Run | None:
 
 def _create(client: MlflowClient, uri: str, document: Mapping[str, Any]) -> Run:
     """Find the run by its key (an earlier answer may have been lost), or create it."""
-    experiment_id = _experiment(client, uri, document["experiment"])
-    found = client.search_runs([experiment_id], f"tags.`tokendial.key` = '{document['key']}'", max_results=1)
+    where = experiment_id(client, uri, document["experiment"])
+    found = client.search_runs([where], f"tags.`tokendial.key` = '{document['key']}'", max_results=1)
     if found:
         return found[0]
     first = {"tokendial.key": document["key"], "mlflow.user": document["tags"]["mlflow.user"]}
-    return client.create_run(experiment_id, int(time.time() * 1000), first, document["name"])
+    return client.create_run(where, int(time.time() * 1000), first, document["name"])
 
 
-def _experiment(client: MlflowClient, uri: str, name: str) -> str:
+def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     """Id of the experiment of that name; it is created, or restored where it was deleted."""
     known = client.get_experiment_by_name(name)
     if known is None:

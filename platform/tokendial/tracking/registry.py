@@ -1,0 +1,217 @@
+"""The model registry: exported folders as versions of a named model, and the alias that an endpoint serves.
+
+A version's files are held to the digests that its folder was sealed with: `SHA256SUMS` lists every file, and tags of
+the version hold the SHA-256 of that list and of each weights file. Who moved an alias, when, why and from which version
+are tags of the registered model, oldest first by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities.model_registry import ModelVersion as StoredVersion
+from mlflow.entities.model_registry import RegisteredModel
+from mlflow.exceptions import MlflowException
+
+from tokendial.experiments import ConfigError
+from tokendial.failures import WorkFailed
+from tokendial.model_folder import DIGESTS, check_digests
+from tokendial.tracking.opening import experiment_id
+from tokendial.tracking.server import AWAY, connect, patient, probe, reason
+from tokendial.tracking.uri import redact
+from tokendial.train.checkpoint import sha256
+
+CHAMPION = "champion"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_MOVE = "tokendial.alias."
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version of a registered model; `tags` hold its digests and what else it was registered with."""
+
+    name: str
+    version: int
+    run_id: str | None
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Move:
+    """An alias that was moved to `version`; `before` is the version it was on, None where it was new."""
+
+    version: int
+    before: int | None
+    by: str
+    reason: str
+    time: float
+    alias: str = CHAMPION
+    back: bool = False
+
+
+def resolve(uri: str, reference: str) -> ModelVersion:
+    """The version that `NAME` (its champion), `NAME/7` or `NAME@alias` means; ConfigError says what there is."""
+    name, _, number = reference.partition("/")
+    name, _, alias = (name, "", "") if number else reference.partition("@")
+    if number and not number.isdigit():
+        raise ConfigError(f"model {reference!r} is not of the form NAME, NAME/VERSION or NAME@ALIAS")
+    with _reached(uri) as client:
+        model = _model(client, name)
+        wanted = number or model.aliases.get(alias or CHAMPION)
+        if wanted is None:
+            known = ", ".join(f"@{key} = version {value}" for key, value in sorted(model.aliases.items()))
+            raise ConfigError(f"model {name!r} has no alias {alias or CHAMPION!r}; it has {known or 'none'}")
+        found = _versions(client, name)
+        if int(wanted) not in found:
+            raise ConfigError(f"model {name!r} has no version {wanted}; it has {_listed(found)}")
+        return found[int(wanted)]
+
+
+def fetch(uri: str, version: ModelVersion, to: Path) -> Path:
+    """Download a version's folder to `to` and hold every file to the version's digests; ConfigError where one differs.
+
+    A folder that is there already is checked and not downloaded again.
+    """
+    if not to.exists() or not any(to.iterdir()):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with _reached(uri) as client, patient(), TemporaryDirectory(dir=to.parent, prefix=f".{to.name}.") as partial:
+            source = client.get_model_version_download_uri(version.name, str(version.version))
+            whole = download_artifacts(artifact_uri=source, dst_path=partial, tracking_uri=uri)
+            # Renamed once whole: a download that was cut short must not pass for a folder that was tampered with.
+            Path(whole).replace(to)
+            Path(partial).mkdir(exist_ok=True)
+    if not (to / DIGESTS).is_file():
+        raise ConfigError(f"{version.name}/{version.version} has no {DIGESTS}, so its files cannot be checked")
+    check_digests(to)
+    for tag, digest in digest_tags(to).items():
+        if version.tags.get(tag) != digest:
+            raise ConfigError(f"{version.name}/{version.version} is not what was registered: its {tag} differs")
+    return to
+
+
+def register(uri: str, name: str, folder: Path, run_id: str | None, tags: Mapping[str, str]) -> ModelVersion:
+    """Make a sealed model folder a version of `name`; a folder that is one already is found, not registered again."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"model name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`")
+    check_digests(folder)
+    own = digest_tags(folder)
+    with _reached(uri) as client, patient():
+        _create_model(client, name)
+        for version in _versions(client, name).values():
+            if own.items() <= version.tags.items():
+                return version
+        model_id, place = _upload(client, uri, name, folder, run_id)
+        # A store opened here, unlike a server, looks a model up at the process's own default address.
+        remote = uri.startswith("http")
+        source, link = (f"models:/{model_id}" if remote else place), (model_id if remote or run_id else None)
+        return _version(client.create_model_version(name, source, run_id, {**tags, **own}, model_id=link))
+
+
+def move_alias(
+    uri: str, name: str, version: int, by: str, reason: str, alias: str = CHAMPION, back: bool = False
+) -> Move:
+    """Point the alias at a version and record who did so, when, why and from which version."""
+    with _reached(uri) as client:
+        model = _model(client, name)
+        found = _versions(client, name)
+        if version not in found:
+            raise ConfigError(f"model {name!r} has no version {version}; it has {_listed(found)}")
+        before = model.aliases.get(alias)
+        move = Move(version, int(before) if before else None, by, reason, time.time(), alias, back)
+        # The record first: an alias must never be where no record says it went.
+        client.set_registered_model_tag(name, f"{_MOVE}{time.time_ns():020d}", json.dumps(move.__dict__))
+        client.set_registered_model_alias(name, alias, str(version))
+        return move
+
+
+def rollback(uri: str, name: str, by: str, reason: str, alias: str = CHAMPION) -> Move:
+    """Move the alias back to the version that held it before; done twice it goes back twice."""
+    held: list[int] = []
+    for move in history(uri, name, alias):
+        if move.back:
+            held.pop()
+        elif not held or held[-1] != move.version:
+            held.append(move.version)
+    if len(held) < 2:
+        raise ConfigError(f"model {name!r} has no version that was {alias} before; it can only be moved forward")
+    return move_alias(uri, name, held[-2], by, reason, alias, back=True)
+
+
+def history(uri: str, name: str, alias: str = CHAMPION) -> list[Move]:
+    """Every move of an alias, oldest first."""
+    with _reached(uri) as client:
+        tags = _model(client, name).tags
+    moves = [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_MOVE)]
+    return [move for move in moves if move.alias == alias]
+
+
+def versions(uri: str, name: str) -> list[ModelVersion]:
+    """Every version of a model, oldest first; none where there is no such model."""
+    with _reached(uri) as client:
+        return list(_versions(client, name).values())
+
+
+def digest_tags(folder: Path) -> dict[str, str]:
+    """Tags by which a version's files are known: the digest of its list of digests, and those of its weights."""
+    weights = sorted(path for path in folder.rglob("*.safetensors"))
+    named = {f"sha256.{path.relative_to(folder).as_posix()}": sha256(path) for path in weights}
+    return {f"sha256.{DIGESTS}": sha256(folder / DIGESTS), **named}
+
+
+@contextmanager
+def _reached(uri: str) -> Iterator[MlflowClient]:
+    """A client of the registry; WorkFailed where it does not answer."""
+    try:
+        probe(uri)
+        yield connect(uri)
+    except AWAY as error:
+        raise WorkFailed(f"model registry {redact(uri)} is not usable ({reason(error, uri)})") from error
+
+
+def _model(client: MlflowClient, name: str) -> RegisteredModel:
+    try:
+        return client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    known = ", ".join(model.name for model in client.search_registered_models(max_results=20)) or "none yet"
+    raise ConfigError(f"model {name!r} is not registered; registered: {known}")
+
+
+def _create_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _versions(client: MlflowClient, name: str) -> dict[int, ModelVersion]:
+    found = [_version(stored) for stored in client.search_model_versions(f"name = '{name}'")]
+    return {version.version: version for version in sorted(found, key=lambda version: version.version)}
+
+
+def _version(stored: StoredVersion) -> ModelVersion:
+    return ModelVersion(stored.name, int(stored.version), stored.run_id or None, dict(stored.tags))
+
+
+def _upload(client: MlflowClient, uri: str, name: str, folder: Path, run_id: str | None) -> tuple[str, str]:
+    """Id and place of the folder as a LoggedModel, in the experiment of its run where it has one."""
+    where = client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, uri, name)
+    model = client.create_logged_model(where, name=re.sub("[^A-Za-z0-9_-]", "-", name), source_run_id=run_id)
+    client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, "READY")
+    return model.model_id, model.artifact_location
+
+
+def _listed(found: Mapping[int, ModelVersion]) -> str:
+    return ", ".join(map(str, found)) or "none"

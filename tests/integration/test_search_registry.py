@@ -1,0 +1,86 @@
+"""The model registry on a real SQLite store: versions, digests, the champion and the way back."""
+
+from pathlib import Path
+
+import pytest
+from tokendial.experiments import ConfigError
+from tokendial.model_folder import DIGESTS, digests
+from tokendial.tracking import registry
+from tracking_samples import fresh_store
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    (tmp_path / "runs").mkdir()
+    return fresh_store(tmp_path / "runs")
+
+
+def sealed(folder: Path, weights: bytes) -> Path:
+    """A folder as `export` leaves one: files and the list of their digests."""
+    (folder / "code").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "code" / "modeling.py").write_text("x = 1\n")
+    (folder / DIGESTS).write_text("".join(f"{digest}  {name}\n" for name, digest in digests(folder).items()))
+    return folder
+
+
+def test_a_version_comes_back_as_it_was_registered(uri: str, tmp_path: Path) -> None:
+    folder = sealed(tmp_path / "model", b"one")
+    version = registry.register(uri, "digits", folder, None, {"run": "ada.digits"})
+    registry.move_alias(uri, "digits", version.version, by="ada", reason="first")
+    found = registry.resolve(uri, "digits")
+    assert (found.name, found.version, found.run_id, found.tags["run"]) == ("digits", 1, None, "ada.digits")
+    fetched = registry.fetch(uri, found, tmp_path / "cache" / "digits")
+    assert digests(fetched) == digests(folder)
+    assert registry.fetch(uri, found, fetched) == fetched
+
+
+def test_the_same_folder_is_registered_once(uri: str, tmp_path: Path) -> None:
+    folder = sealed(tmp_path / "model", b"one")
+    assert registry.register(uri, "digits", folder, None, {}) == registry.register(uri, "digits", folder, None, {})
+    assert registry.register(uri, "digits", sealed(tmp_path / "other", b"two"), None, {}).version == 2
+
+
+def test_files_that_were_changed_are_refused(uri: str, tmp_path: Path) -> None:
+    version = registry.register(uri, "digits", sealed(tmp_path / "model", b"one"), None, {})
+    fetched = registry.fetch(uri, version, tmp_path / "cache")
+    (fetched / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(ConfigError, match=r"model\.safetensors is not as it was exported"):
+        registry.fetch(uri, version, fetched)
+    swapped = sealed(tmp_path / "swapped", b"another")
+    with pytest.raises(ConfigError, match=r"digits/1 is not what was registered: its sha256\.SHA256SUMS differs"):
+        registry.fetch(uri, version, swapped)
+
+
+def test_references_that_mean_nothing_say_what_there_is(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model 'digits' is not registered; registered: none yet"):
+        registry.resolve(uri, "digits")
+    registry.register(uri, "digits", sealed(tmp_path / "model", b"one"), None, {})
+    for reference, message in {
+        "digit": "model 'digit' is not registered; registered: digits",
+        "digits": "model 'digits' has no alias 'champion'; it has none",
+        "digits/7": "model 'digits' has no version 7; it has 1",
+        "digits/latest": "is not of the form NAME, NAME/VERSION or NAME@ALIAS",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            registry.resolve(uri, reference)
+    assert registry.resolve(uri, "digits/1").version == 1
+
+
+def test_every_move_of_the_champion_is_recorded_and_can_be_undone(uri: str, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        version = registry.register(uri, "digits", sealed(tmp_path / str(number), bytes([number])), None, {})
+        registry.move_alias(uri, "digits", version.version, by="ada", reason=f"promoted {number}")
+    assert registry.rollback(uri, "digits", "eve", "too slow").version == 2
+    assert registry.rollback(uri, "digits", "eve", "slower still").version == 1
+    assert registry.resolve(uri, "digits@champion").version == 1
+    with pytest.raises(ConfigError, match="no version that was champion before"):
+        registry.rollback(uri, "digits", "eve", "again")
+    moves = registry.history(uri, "digits")
+    assert [(move.before, move.version) for move in moves] == [(None, 1), (1, 2), (2, 3), (3, 2), (2, 1)]
+    assert [move.by for move in moves] == ["ada"] * 3 + ["eve"] * 2
+    assert moves[3].reason == "too slow"
+    registry.move_alias(uri, "digits", 3, by="ada", reason="faster now")
+    assert registry.rollback(uri, "digits", "eve", "no").version == 1
