@@ -1,0 +1,171 @@
+"""What may go to a cluster and what is refused before anything is sent; the packages that travel."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from tokendial import identity, runs
+from tokendial.experiments import ConfigError
+from tokendial.jobs import Cluster, evaluation_order, training_order
+from tokendial.jobs.cluster import checked_address, find_token
+from tokendial.jobs.order import check_places
+from tokendial.jobs.package import archive, code, modules
+from tokendial.progress import read_line
+from tokendial.resolve import resolve
+
+
+@pytest.fixture
+def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user without a token; returns where Ray's tools would look for one."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / ".ray" / "auth_token"
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://ada:secret@head:8265", "came with a user or password"),
+        ("ray://head:10001", "is not a dashboard's address; give http://HEAD:8265"),
+        ("head:8265", "is not a dashboard's address"),
+        ("http://head:8265?token=x", "is not a dashboard's address"),
+    ],
+)
+def test_addresses_that_are_no_dashboard_or_hold_a_password_are_refused(address: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        checked_address(address)
+    assert "secret" not in str(caught.value)
+
+
+def test_off_loopback_a_token_is_required_and_on_loopback_it_is_not(no_token: Path) -> None:
+    assert find_token("http://127.0.0.1:8265") is None
+    with pytest.raises(ConfigError, match="there is no token for the cluster at http://head:8265; put it into"):
+        Cluster("http://head:8265")
+    no_token.parent.mkdir()
+    no_token.write_text("abc\n")
+    no_token.chmod(0o644)
+    assert find_token("http://head:8265") == "abc"
+    assert no_token.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_cluster_without_a_token_is_used_only_when_that_is_said(
+    no_token: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert find_token("http://head:8265") is None
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "from-a-variable")
+    assert find_token("http://head:8265") == "from-a-variable"
+
+
+def test_a_training_order_holds_the_resolved_configuration_under_the_callers_own_name() -> None:
+    config = resolve("digits.tiny", ("seed=5",), machine_cpus=None)
+    order = training_order(config)
+    assert order.run.startswith(f"{identity.user_name()}.digits.tiny.")
+    assert order.arguments == ("train", "--config", "config.json", "--name", order.run, "--json")
+    document = json.loads(order.files["config.json"])
+    assert document["seed"] == 5
+    assert runs.run_name(config.model_validate(document)) == order.run
+
+
+def test_names_of_orders_say_what_they_start_from_and_last_is_refused() -> None:
+    config = resolve("digits.tiny", machine_cpus=None)
+    assert training_order(config, source="ada.digits.1a2b3c4d").run.endswith("-from-1a2b3c4d")
+    with pytest.raises(ConfigError, match="--from last is this machine's last run"):
+        training_order(config, source="last")
+    with pytest.raises(ConfigError, match=r"run name '\.\./up' is not admissible"):
+        training_order(config, name="../up")
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"data": {"path": "{here}"}}, "data.path '.*' is a path of this machine, which the cluster cannot read"),
+        ({"data": {"path": "./images"}}, "data.path './images' is a path of this machine"),
+        ({"model": {"vision": {"source": "{here}"}}}, "model.vision.source '.*' is a path of this machine"),
+        ({"data": {"path": "s3://key:hidden@bucket/x"}}, r"data.path 's3://\*\*\*@bucket/x' came with a user or pass"),
+        ({"tracking": {"uri": "sqlite:///x.db"}}, "tracking.uri 'sqlite:///x.db' is a file of this machine"),
+    ],
+    ids=("absolute", "relative", "weights", "password", "sqlite"),
+)
+def test_what_only_this_machine_can_read_is_refused_with_what_to_do(
+    document: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    filled = json.loads(json.dumps(document).replace("{here}", str(tmp_path)))
+    with pytest.raises(ConfigError, match=words) as caught:
+        check_places(filled)
+    assert "hidden" not in str(caught.value)
+
+
+def test_hub_ids_uris_paths_of_the_cluster_and_shared_folders_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("google/siglip-base", "s3://bucket/images", "/data/of/the/cluster"):
+        check_places({"data": {"path": place}})
+    monkeypatch.setenv("TOKENDIAL_SHARED", str(tmp_path))
+    (tmp_path / "images").mkdir()
+    check_places({"data": {"path": str(tmp_path / "images")}})
+
+
+def test_a_model_folder_of_this_machine_is_not_scored_on_a_cluster(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is of this machine; give the name of a run of the cluster"):
+        evaluation_order(str(tmp_path), {})
+    order = evaluation_order("ada.digits.1a2b3c4d", {"counts": "1,4", "split": None})
+    assert order.arguments == ("eval", "ada.digits.1a2b3c4d", "--counts", "1,4", "--json")
+
+
+def test_the_code_that_travels_is_whole_small_and_the_same_twice() -> None:
+    package = code()
+    assert package == code()
+    assert len(package) <= 2_000_000
+    names = set(zipfile.ZipFile(io.BytesIO(package)).namelist())
+    for name in ("tokendial/cli.py", "tokendial_workloads/digits/data.py", "tokendial_kernels/pool/kernel.py"):
+        assert name in names
+    points = next(name for name in names if name.endswith("dist-info/entry_points.txt"))
+    assert b"digits.tiny = tokendial_workloads" in zipfile.ZipFile(io.BytesIO(package)).read(points)
+    assert not any("__pycache__" in name for name in names)
+
+
+def test_own_modules_travel_and_installed_ones_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("mine/__init__.py", "mine/data.py", "beside.py"):
+        (tmp_path / name).write_text("x = 1\n")
+    (tmp_path / "notes.txt").write_text("no module")
+    monkeypatch.chdir(tmp_path)
+    assert set(modules("mine.data:run", "digits")) == {"mine/__init__.py", "mine/data.py", "beside.py"}
+    assert modules("digits", "json:loads", "tokendial_workloads.digits.experiments:tiny") == {}
+    (tmp_path / "beside.py").write_bytes(b"#" * (5 << 20))
+    with pytest.raises(ConfigError, match="the most sent is"):
+        modules("mine.data:run")
+
+
+def test_archives_depend_on_content_alone() -> None:
+    assert archive({"a": b"1", "b": b"2"}) == archive({"b": b"2", "a": b"1"})
+    assert archive({"a": b"1"}) != archive({"a": b"2"})
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("all 3/100 loss 0.812 · count 144", ("all", 3, 100, "loss 0.812 · count 144")),
+        ("warm_tower 1/2", ("warm_tower", 1, 2, "")),
+        ("starting workers", None),
+        ("2026-01-01 12:00:00 INFO job 1/2", None),
+    ],
+)
+def test_progress_lines_of_a_job_are_read_back(line: str, said: tuple[str, int, int, str] | None) -> None:
+    latest = read_line(line)
+    assert (latest and (latest["stage"], latest["step"], latest["total"], latest["detail"])) == said
+
+
+def test_an_identity_that_was_sent_along_is_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = identity.Identity(user="ada", commit="1" * 40, diff="+x")
+    (tmp_path / identity.FILE).write_text(sent.model_dump_json())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(identity.VARIABLE, identity.FILE)
+    assert identity.capture() == sent
