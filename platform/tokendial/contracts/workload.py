@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from tokendial.contracts.config import RunConfig
+    from tokendial.contracts.serving import Serving
 
 Example = Mapping[str, Any]
 Batch = dict[str, Any]
@@ -155,7 +157,11 @@ class Cost(Protocol):
 
 @dataclass(frozen=True)
 class Workload:
-    """A named workload; `load` is where torch is imported."""
+    """A named workload; `load` and `serve` are where torch is imported.
+
+    `serve` reads an exported folder as a server runs it, with room for a number of answers at once; it needs nothing
+    but the folder. None: the workload cannot be served.
+    """
 
     name: str
     metric: str
@@ -164,3 +170,4 @@ class Workload:
     check: Callable[[RunConfig[Any]], None]
     cost: Callable[[RunConfig[Any]], Cost]
     load: Callable[[RunConfig[Any]], tuple[Data, Task]]
+    serve: Callable[[str, torch.device, torch.dtype, int], Serving] | None = None

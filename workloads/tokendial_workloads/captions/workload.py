@@ -1,6 +1,6 @@
 """The captions workload as the platform finds it; importing this module imports no torch."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokendial.contracts import Cost, Data, ModelConfig, RunConfig, Task, Workload
 
@@ -11,6 +11,10 @@ from tokendial_workloads.vlm.admission import check_folder, check_model
 from tokendial_workloads.vlm.cost import ModelCost
 from tokendial_workloads.vlm.shapes import tower_shape
 from tokendial_workloads.vlm.vocabulary import tokenizer_folder, tokenizer_size
+
+if TYPE_CHECKING:
+    import torch
+    from tokendial.contracts.serving import Serving
 
 
 def check(config: RunConfig[Any]) -> None:
@@ -51,6 +55,12 @@ def load(config: RunConfig[Any]) -> tuple[Data, Task]:
     return Captions(tokenizer), CaptionsTask(tokenizer)
 
 
+def serve(folder: str, device: "torch.device", dtype: "torch.dtype", num_slots: int) -> "Serving":
+    from tokendial_workloads.vlm.serving import VlmServing
+
+    return VlmServing(folder, device, dtype, num_slots)
+
+
 openmoji = Workload(
     name="captions.openmoji",
     metric="token_f1",
@@ -59,4 +69,5 @@ openmoji = Workload(
     check=check,
     cost=cost,
     load=load,
+    serve=serve,
 )

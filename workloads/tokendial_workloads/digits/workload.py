@@ -1,6 +1,6 @@
 """The digits workload as the platform finds it; importing this module imports no torch."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokendial.contracts import Cost, Data, RunConfig, Task, Workload
 
@@ -10,6 +10,10 @@ from tokendial_workloads.digits.words import CELLS, OPENING_TOKENS, SPECIALS, TU
 from tokendial_workloads.vlm.admission import check_folder, check_model
 from tokendial_workloads.vlm.cost import ModelCost
 from tokendial_workloads.vlm.shapes import tower_values
+
+if TYPE_CHECKING:
+    import torch
+    from tokendial.contracts.serving import Serving
 
 SIDE = 48  # pixels of a mosaic
 _VOCABULARY = len(SPECIALS) + len(WORDS)
@@ -57,6 +61,12 @@ def load(config: RunConfig[Any]) -> tuple[Data, Task]:
     return DigitsMosaics(), DigitsTask()
 
 
+def serve(folder: str, device: "torch.device", dtype: "torch.dtype", num_slots: int) -> "Serving":
+    from tokendial_workloads.vlm.serving import VlmServing
+
+    return VlmServing(folder, device, dtype, num_slots)
+
+
 digits = Workload(
     name="digits",
     metric="accuracy",
@@ -65,4 +75,5 @@ digits = Workload(
     check=check,
     cost=cost,
     load=load,
+    serve=serve,
 )

@@ -1,0 +1,204 @@
+"""Who starts next: the bounded queue of one replica, and which of it is read in one batch.
+
+Plain Python on clock readings, so that tests can drive it with a simulated clock. Requests whose images get the same
+counts start together; the largest such group goes first, unless somebody has waited longer than `patience_s`, so none
+starves.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import inf
+
+from tokendial.serve.governor import Choice, Governor, Terms
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request as the queue sees it. `length` is its positions at full count; times are readings of one clock."""
+
+    id: int
+    terms: Terms
+    arrived: float
+    max_new_tokens: int
+    length: int = 0
+    expires: float = inf
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """Tickets to be read together, each with its counts and the reason for them."""
+
+    choices: Mapping[int, Choice]
+
+
+class Full(Exception):
+    """No room, or no hope of an answer in time; `retry_after_s` is when there may be."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass
+class _Entry:
+    ticket: Ticket
+    work_s: tuple[float, ...]
+    due: float
+
+
+@dataclass
+class _Running:
+    """`left_s` of work are to come; `decode_s` of it after the first token, `token_s` for each further one."""
+
+    ticket: Ticket
+    left_s: float
+    decode_s: float
+    token_s: float
+
+
+class Batcher:
+    """The queue and its governor. Every method takes the clock's reading; nothing here waits."""
+
+    def __init__(
+        self, governor: Governor, max_queue: int = 128, patience_s: float = 0.1, prefill_tokens: int = 16384
+    ) -> None:
+        self.governor = governor
+        self._max_queue, self._patience_s, self._prefill_tokens = max_queue, patience_s, prefill_tokens
+        self._waiting: dict[int, _Entry] = {}
+        self._running: dict[int, _Running] = {}
+        self._waiting_s = [0.0] * governor.num_levels
+        self.new_tokens = 8.0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def wanted_tokens(self) -> int:
+        """Visual tokens that all requests here would have at full quality."""
+        held = (*self._waiting.values(), *self._running.values())
+        return sum(sum(entry.ticket.terms.wanted) for entry in held)
+
+    def ahead_s(self) -> list[float]:
+        """Calibrated seconds of work that is waiting or running, at each level."""
+        running_s = sum(running.left_s for running in self._running.values())
+        return [max(0.0, seconds) + running_s for seconds in self._waiting_s]
+
+    def retry_after_s(self) -> float:
+        """When the queue will have drained by half, as things stand."""
+        return max(0.1, 0.5 * self.governor.scale * self.ahead_s()[-1])
+
+    def refuse_if_full(self, preparing: int = 0) -> None:
+        """Raise Full where the queue, with those about to join it, has no place left."""
+        if len(self._waiting) + preparing >= self._max_queue:
+            raise Full(f"{self._max_queue} requests are waiting", self.retry_after_s())
+
+    def admit(self, ticket: Ticket, now: float) -> None:
+        """Take a ticket; Full where there is no place, or where its target cannot be met."""
+        self.refuse_if_full()
+        expected = min(self.new_tokens, ticket.max_new_tokens)
+        work_s = self.governor.work_s(ticket.terms, expected)
+        self.governor.arrived(now, work_s)
+        if not self.governor.admits(ticket.terms, self.ahead_s(), expected):
+            raise Full("the work ahead leaves no time to answer within the target", self.retry_after_s())
+        patience_s = min(self._patience_s, ticket.terms.target_s / 4)
+        entry = _Entry(ticket, work_s, ticket.arrived + patience_s * (1 - ticket.priority))
+        self._waiting[ticket.id] = entry
+        self._add(entry, 1)
+
+    def withdraw(self, ticket_id: int) -> bool:
+        """Forget a ticket that has not started; False where it has."""
+        entry = self._waiting.pop(ticket_id, None)
+        if entry is not None:
+            self._add(entry, -1)
+        return entry is not None
+
+    def expired(self, now: float) -> list[Ticket]:
+        """Tickets whose time to start has passed; they are gone from the queue."""
+        late = [entry.ticket for entry in self._waiting.values() if entry.ticket.expires <= now]
+        for ticket in late:
+            self.withdraw(ticket.id)
+        return late
+
+    def update(self, now: float) -> int:
+        """Let the governor look; the level from here on."""
+        return self.governor.update(now, self.ahead_s())
+
+    def start(self, now: float, free: int, of: int) -> Start | None:
+        """The next tickets to read, at most `free` of the `of` slots; None where none should start now."""
+        self.update(now)
+        if not free or not self._waiting:
+            return None
+        waiting = sorted(self._waiting.values(), key=lambda entry: (entry.due, entry.ticket.id))
+        patient = waiting[0].due > now
+        # While others are being written, a few free slots are worth waiting for more: a pass costs much the same.
+        if patient and self._running and free < min(len(waiting), of // 4):
+            return None
+        choices: dict[int, Choice] = {}
+        groups: defaultdict[tuple[int, ...], list[_Entry]] = defaultdict(list)
+        for entry in waiting:
+            choice = self.governor.choose(entry.ticket.terms, now - entry.ticket.arrived, self._expected(entry.ticket))
+            choices[entry.ticket.id] = choice
+            groups[choice.counts].append(entry)
+        first = choices[waiting[0].ticket.id].counts
+        chosen = max(groups.values(), key=len) if patient else groups[first]
+        started = list(self._fitting(chosen, free))
+        for entry in started:
+            self.withdraw(entry.ticket.id)
+            self._run(entry, choices[entry.ticket.id])
+        return Start({entry.ticket.id: choices[entry.ticket.id] for entry in started})
+
+    def _fitting(self, group: list[_Entry], free: int) -> Iterator[_Entry]:
+        """The first of a group that one pass may read, padding counted; always at least one."""
+        longest = 0
+        for taken, entry in enumerate(group[:free]):
+            longest = max(longest, entry.ticket.length)
+            if taken and longest * (taken + 1) > self._prefill_tokens:
+                return
+            yield entry
+
+    def _run(self, entry: _Entry, choice: Choice) -> None:
+        expected = self._expected(entry.ticket)
+        token_s = self.governor.costs.token_s(choice.counts)
+        left_s = self.governor.costs.share_s(choice.counts, expected)
+        self._running[entry.ticket.id] = _Running(entry.ticket, left_s, (expected - 1) * token_s, token_s)
+
+    def read(self, ticket_ids: Iterable[int]) -> None:
+        """Started tickets have their first token."""
+        for ticket_id in ticket_ids:
+            running = self._running[ticket_id]
+            running.left_s = max(running.token_s, running.decode_s)
+
+    def stepped(self) -> None:
+        """Every started ticket has one more token; one that outlives expectation is expected to end next."""
+        for running in self._running.values():
+            running.left_s = max(running.token_s, running.left_s - running.token_s)
+
+    def leave(self, ticket_id: int, new_tokens: int | None = None) -> None:
+        """A started ticket is done, or given up; `new_tokens` of a whole answer are learned from."""
+        del self._running[ticket_id]
+        if new_tokens is not None:
+            self.new_tokens += 0.05 * (new_tokens - self.new_tokens)
+
+    def reprice(self) -> None:
+        """What waits anew, after the governor's rules changed."""
+        for entry in self._waiting.values():
+            entry.work_s = self.governor.work_s(entry.ticket.terms, self._expected(entry.ticket))
+        self._waiting_s = [sum(column) for column in zip(*(e.work_s for e in self._waiting.values()), strict=True)]
+        self._waiting_s = self._waiting_s or [0.0] * self.governor.num_levels
+
+    def _expected(self, ticket: Ticket) -> float:
+        return min(self.new_tokens, ticket.max_new_tokens)
+
+    def _add(self, entry: _Entry, sign: int) -> None:
+        if sign < 0 and not self._waiting:
+            # Sums of many floats drift; an empty queue is exactly nothing.
+            self._waiting_s = [0.0] * self.governor.num_levels
+            return
+        self._waiting_s = [held + sign * own for held, own in zip(self._waiting_s, entry.work_s, strict=True)]

@@ -1,0 +1,288 @@
+"""One replica's engine: a loaded model, asked from asyncio, answering many requests at once."""
+
+import asyncio
+import base64
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Self, TypeVar
+
+import torch
+
+from tokendial import machine
+from tokendial.contracts.serving import Serving
+from tokendial.experiments import ConfigError, workload
+from tokendial.failures import WorkFailed
+from tokendial.model_folder import Rung, check_digests, read_card
+from tokendial.serve.batching import Batcher, Full, Ticket
+from tokendial.serve.cache import TensorCache
+from tokendial.serve.calibration import calibrate
+from tokendial.serve.costs import Costs, Line
+from tokendial.serve.governor import Governor
+from tokendial.serve.job import Counters, Item, Job, Mailbox
+from tokendial.serve.ladder import Ladder, read_ladder
+from tokendial.serve.loop import Loop
+from tokendial.serve.replay import Agreement
+from tokendial.serve.request import BadRequest, Busy, Chunk, Done, ServeRequest
+from tokendial.serve.settings import EngineSettings
+from tokendial.serve.terms import terms_of
+from tokendial.serve.vision import Vision
+from tokendial.serve.writing import Writing
+
+T = TypeVar("T")
+_ASSUMED_NEW_TOKENS = 8  # of the whole answer that a ladder's latency is told for
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """A look at one replica. `cap` is the count that consenting requests are held to, None at level 0."""
+
+    queued: int
+    running: int
+    wanted_tokens: int
+    level: int
+    cap: int | None
+    retry_after_s: float
+    cost_scale: float
+    agreement: Mapping[int, float]
+    cached_bytes: int
+    cache_hits: int
+    cache_misses: int
+    alive: bool
+    counters: Counters
+
+
+class Engine:
+    """Requests in, pieces of answers out. Made in any thread; `generate` is called from an event loop."""
+
+    def __init__(self, serving: Serving, ladder: Ladder, settings: EngineSettings) -> None:
+        self.settings = settings
+        self._serving, self._ladder = serving, ladder
+        free = Line(0.0, 0.0)
+        unmeasured = Costs(free, {ladder.largest: free}, {ladder.largest: free}, settings.slots)
+        efficient = ladder.efficient()
+        quality = {count: rung.quality for count, rung in ladder.rungs.items()}
+        governor = Governor(
+            efficient, quality, unmeasured, settings.governor, 1e-3 * settings.target_ms, settings.floor_quality
+        )
+        self._batcher = Batcher(governor, settings.max_queue, 1e-3 * settings.patience_ms, settings.prefill_tokens)
+        best = quality[ladder.largest]
+        promised = {count: max(settings.min_agreement, quality[count] + best - 1) for count in efficient}
+        self._cache = TensorCache(settings.cache_mib * 2**20)
+        self._vision = Vision(serving, self._cache)
+        self._loop = Loop(
+            serving,
+            self._vision,
+            self._batcher,
+            Agreement(promised),
+            _deliver,
+            settings.slots,
+            settings.threads or machine.cpus(),
+            settings.replay_share,
+        )
+        self._numbers = itertools.count()
+        self._preparing = 0
+        self._preparer = ThreadPoolExecutor(settings.threads or machine.cpus(), "tokendial-prepare")
+
+    @classmethod
+    def load(cls, folder: Path, settings: EngineSettings) -> Self:
+        """The engine of an exported folder, every file of it checked; never runs code of the folder.
+
+        Raises ConfigError where the folder is not as it was exported, or is of a workload that cannot be served.
+        """
+        card = read_card(folder)
+        check_digests(folder)
+        chosen = workload(card.workload)
+        if chosen.serve is None:
+            raise ConfigError(f"workload {card.workload!r} of {str(folder)!r} cannot be served")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        try:
+            serving = chosen.serve(str(folder), device, dtype, settings.slots)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return cls(serving, read_ladder(folder, serving.counts), settings)
+
+    async def calibrate(self) -> None:
+        """Measure what each count of the ladder costs here; until then nothing is bent. Wants an idle engine."""
+        _, pixels = self._vision.pixels(_PIXEL)
+        prompt = self._serving.prompt([_Probe("user", (0, "?"))])
+        counts = sorted(self._ladder.rungs)
+        costs = await self._on_thread(lambda: calibrate(self._serving, counts, self.settings.slots, pixels, prompt))
+        with self._loop.lock:
+            self._batcher.governor.costs = costs
+            self._batcher.reprice()
+        self._ladder = self._ladder.measured(costs, _ASSUMED_NEW_TOKENS, self._serving.device)
+
+    def ladder(self) -> tuple[Rung, ...]:
+        """The rungs by count, rising, with this replica's own latency once it is calibrated."""
+        return tuple(self._ladder.rungs[count] for count in sorted(self._ladder.rungs))
+
+    def check(self, request: ServeRequest) -> None:
+        """Raise BadRequest where a request cannot be served as it is. Takes no place; decodes images."""
+        self._prepare(request, time.monotonic())
+
+    async def generate(self, request: ServeRequest) -> AsyncGenerator[Chunk | Done]:
+        """Pieces of the answer, then how it went. Closing the iterator gives the request up and frees its slot.
+
+        Raises BadRequest or Busy before the first piece; WorkFailed where the model fails.
+        """
+        job = await self._submitted(request)
+        assert job.mailbox is not None
+        try:
+            while True:
+                item = await job.mailbox.items.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                if isinstance(item, Done):
+                    return
+        finally:
+            self._loop.cancel(job)
+
+    def load_state(self) -> EngineLoad:
+        """How busy the replica is and what it has done; safe to call from any thread."""
+        batcher, cache = self._batcher, self._cache
+        with self._loop.lock:
+            level = batcher.update(time.monotonic())
+            return EngineLoad(
+                queued=batcher.num_waiting + self._preparing,
+                running=batcher.num_running,
+                wanted_tokens=batcher.wanted_tokens,
+                level=level,
+                cap=batcher.governor.cap(level),
+                retry_after_s=batcher.retry_after_s(),
+                cost_scale=batcher.governor.scale,
+                agreement=self._loop.agreement.shares(),
+                cached_bytes=cache.num_bytes,
+                cache_hits=cache.hits,
+                cache_misses=cache.misses,
+                alive=self._loop.alive,
+                counters=replace(self._loop.counters, images=dict(self._loop.counters.images)),
+            )
+
+    async def close(self) -> None:
+        """End the model's thread; unfinished requests raise WorkFailed."""
+        await asyncio.get_running_loop().run_in_executor(None, self._loop.close)
+        self._preparer.shutdown(wait=False)
+
+    async def _submitted(self, request: ServeRequest) -> Job:
+        if not self._loop.alive:
+            raise WorkFailed("the engine is closed")
+        now, running = time.monotonic(), asyncio.get_running_loop()
+        try:
+            with self._loop.lock:
+                self._batcher.refuse_if_full(self._preparing)
+                self._preparing += 1
+            try:
+                job = await running.run_in_executor(self._preparer, self._prepare, request, now)
+            finally:
+                self._preparing -= 1
+            job.mailbox = Mailbox(running)
+            self._loop.submit(job)
+        except Full as full:
+            self._loop.counters.refused += 1
+            raise Busy(str(full), full.retry_after_s) from full
+        return job
+
+    def _prepare(self, request: ServeRequest, now: float) -> Job:
+        """Everything that can be done, and refused, without the model's thread."""
+        settings, sampling = self.settings, request.sampling
+        if len(request.images) > settings.max_images:
+            raise BadRequest("messages", f"{len(request.images)} images; at most {settings.max_images} are allowed")
+        if not 1 <= sampling.max_new_tokens <= settings.max_new_tokens:
+            raise BadRequest(
+                "max_completion_tokens",
+                f"max_completion_tokens {sampling.max_new_tokens} must be 1 to {settings.max_new_tokens}",
+            )
+        shown = [part for turn in request.turns for part in turn.parts if isinstance(part, int)]
+        if shown != list(range(len(request.images))):
+            raise BadRequest("messages", f"the turns show images {shown} of {len(request.images)}, not each in order")
+        terms = terms_of(request, self._ladder, self._forecast(sampling.max_new_tokens))
+        began = time.monotonic()
+        digests, pixels = self._pixels(request.images)
+        image_ms = 1e3 * (time.monotonic() - began)
+        try:
+            prompt = self._serving.prompt(request.turns)
+        except ValueError as error:
+            raise BadRequest("messages", str(error)) from error
+        length = len(prompt) - len(digests) + sum(terms.wanted)
+        room = min(settings.max_prompt_tokens, self._serving.context - sampling.max_new_tokens)
+        if length > room:
+            raise BadRequest("messages", f"the prompt has {length} tokens, visual ones included; at most {room} fit")
+        ticket = Ticket(
+            id=next(self._numbers),
+            terms=terms,
+            arrived=now,
+            max_new_tokens=sampling.max_new_tokens,
+            length=length,
+            expires=inf if request.timeout_s is None else now + request.timeout_s,
+            priority=request.priority,
+        )
+        return Job(ticket, prompt, digests, pixels, sampling, Writing(self._serving.text, sampling.stop), image_ms)
+
+    def _pixels(self, images: Sequence[bytes]) -> tuple[list[str], list[torch.Tensor]]:
+        digests, pixels = [], []
+        for number, content in enumerate(images):
+            try:
+                digest, held = self._vision.pixels(content)
+            except ValueError as error:
+                raise BadRequest(f"images.{number}", str(error)) from error
+            digests.append(digest)
+            pixels.append(held)
+        return digests, pixels
+
+    def _forecast(self, max_new_tokens: int) -> Callable[[Sequence[int]], float]:
+        expected = min(self._batcher.new_tokens, max_new_tokens)
+        return lambda counts: self._batcher.governor.costs.alone_s(counts, expected)
+
+    async def _on_thread(self, function: Callable[[], T]) -> T:
+        """The result of a function that the model's thread runs between turns."""
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(function())
+            # It is the caller's to see, whatever it is; the thread goes on.
+            except Exception as error:
+                done.set_exception(error)
+
+        self._loop.call(run)
+        return await asyncio.wrap_future(done)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """The shortest conversation about an image."""
+
+    role: str
+    parts: tuple[str | int, ...]
+
+
+# A black PNG of one pixel.
+_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
+)
+
+
+def _deliver(out: list[tuple[Job, Item]]) -> None:
+    """Hand a turn's items to the event loops of those who wait for them."""
+    by_loop: defaultdict[asyncio.AbstractEventLoop, list[tuple[Mailbox, Item]]] = defaultdict(list)
+    for job, item in out:
+        assert job.mailbox is not None
+        by_loop[job.mailbox.loop].append((job.mailbox, item))
+    for loop, mail in by_loop.items():
+        # A loop that has ended has nobody left who waits.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_put, mail)
+
+
+def _put(mail: list[tuple[Mailbox, Item]]) -> None:
+    for mailbox, item in mail:
+        mailbox.items.put_nowait(item)

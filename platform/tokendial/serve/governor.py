@@ -1,0 +1,186 @@
+"""The fast loop: from what waits, what arrives and what a request costs to the visual tokens each request gets.
+
+Plain arithmetic on clock readings: no threads, no tensors, no randomness. Level 0 is every request as it was asked; at
+level n a request that consents gets at most the n-th efficient count of the ladder, never one below its floor.
+
+Down at once: the first level at which the work ahead fits into `_BUDGET` of the target and arrivals leave the replica
+some time. Up after `_HOLD_S` during which a higher level would have fitted well.
+"""
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+from tokendial.serve.costs import Costs
+from tokendial.serve.request import Reason
+
+_BUDGET, _BUDGET_UP = 0.3, 0.15
+_DEMAND, _DEMAND_UP = 0.9, 0.8
+_HOLD_S = 0.5
+_WINDOW_S = 1.0
+_ADMIT = 0.7
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a request allows. `wanted` is the count of each image at full quality, `exact` those that never change."""
+
+    wanted: tuple[int, ...]
+    exact: tuple[bool, ...]
+    may_bend: bool = False
+    min_quality: float = 0.0
+    target_s: float = inf
+    reason: Reason = "largest"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The counts a request gets, and why; `bent_to` is what bending made or, in the shadow, would have made of them."""
+
+    counts: tuple[int, ...]
+    reason: Reason
+    bent_to: tuple[int, ...]
+
+
+class Governor:
+    """Keeps the level of one replica. Times are seconds of any one clock."""
+
+    def __init__(
+        self,
+        efficient: Sequence[int],
+        quality: Mapping[int, float],
+        costs: Costs,
+        mode: Literal["off", "shadow", "on"] = "on",
+        target_s: float = 1.0,
+        floor_quality: float = 0.0,
+    ) -> None:
+        """`efficient` are the counts worth bending to, falling."""
+        self.mode = mode
+        self.target_s = target_s
+        self.level = 0
+        self.scale = 1.0
+        self.costs = costs
+        self._quality = dict(quality)
+        self._floor = floor_quality
+        self._steps = tuple(efficient)
+        self._barred: frozenset[int] = frozenset()
+        self._arrivals: deque[tuple[float, tuple[float, ...]]] = deque()
+        self._demand = [0.0] * self.num_levels
+        self._fits_since: float | None = None
+
+    @property
+    def num_levels(self) -> int:
+        """Levels 0 … n; each further one caps bending requests at a smaller count."""
+        return 1 + len(self._steps)
+
+    def cap(self, level: int) -> int | None:
+        """The count that bending requests are capped at; None at level 0."""
+        return self._steps[level - 1] if level else None
+
+    def expected(self, counts: Sequence[int]) -> float | None:
+        """Expected quality of an answer: that of the image with the least, where all were measured."""
+        known = [self._quality.get(count) for count in counts]
+        return None if not known or None in known else min(quality for quality in known if quality is not None)
+
+    def bar(self, counts: Collection[int]) -> bool:
+        """Bend to none of these counts from now on; whether that changes anything."""
+        changed = frozenset(counts) != self._barred
+        self._barred = frozenset(counts)
+        return changed
+
+    def counts(self, terms: Terms, level: int) -> tuple[int, ...]:
+        """What a request gets at a level."""
+        cap = self.cap(level)
+        if cap is None or not terms.may_bend or self.mode == "off":
+            return terms.wanted
+        return tuple(
+            wanted if exact else self._bent(wanted, cap, max(terms.min_quality, self._floor))
+            for wanted, exact in zip(terms.wanted, terms.exact, strict=True)
+        )
+
+    def _bent(self, wanted: int, cap: int, floor: float) -> int:
+        """The largest allowed count up to the cap; where all allowed ones lie above it, the smallest of them."""
+        allowed = [
+            count
+            for count in self._steps
+            if count < wanted and count not in self._barred and self._quality[count] >= floor
+        ]
+        if not allowed or cap >= wanted:
+            return wanted
+        return next((count for count in allowed if count <= cap), allowed[-1])
+
+    def work_s(self, terms: Terms, new_tokens: float) -> tuple[float, ...]:
+        """Seconds of the replica that a request takes at each level, as calibrated."""
+        return tuple(self.costs.share_s(self.counts(terms, level), new_tokens) for level in range(self.num_levels))
+
+    def arrived(self, now: float, work_s: Sequence[float]) -> None:
+        """Note work that was asked for, refused or not."""
+        self._arrivals.append((now, tuple(work_s)))
+        for level, seconds in enumerate(work_s):
+            self._demand[level] += seconds
+
+    def update(self, now: float, ahead_s: Sequence[float]) -> int:
+        """The level from here on, given the calibrated seconds of work ahead at each level."""
+        self._forget(now)
+        fits = self._first(ahead_s, _BUDGET, _DEMAND)
+        fits_well = self._first(ahead_s, _BUDGET_UP, _DEMAND_UP)
+        if fits > self.level:
+            self.level, self._fits_since = fits, None
+        elif fits_well < self.level:
+            if self._fits_since is None:
+                self._fits_since = now
+            elif now - self._fits_since >= _HOLD_S:
+                self.level, self._fits_since = fits_well, None
+        else:
+            self._fits_since = None
+        return self.level
+
+    def _first(self, ahead_s: Sequence[float], budget: float, demand: float) -> int:
+        """The first level whose work fits; the last one where none does."""
+        for level, seconds in enumerate(ahead_s):
+            in_time = seconds * self.scale <= budget * self.target_s
+            if in_time and self._demand[level] * self.scale <= demand * _WINDOW_S:
+                return level
+        return self.num_levels - 1
+
+    def _forget(self, now: float) -> None:
+        while self._arrivals and self._arrivals[0][0] < now - _WINDOW_S:
+            for level, seconds in enumerate(self._arrivals.popleft()[1]):
+                self._demand[level] -= seconds
+        if not self._arrivals:
+            self._demand = [0.0] * self.num_levels
+
+    def admits(self, terms: Terms, ahead_s: Sequence[float], new_tokens: float) -> bool:
+        """Whether an answer is to be expected within the target, at the level that bends most."""
+        if self.mode != "on" or ahead_s[-1] == 0:
+            return True
+        alone_s = self.costs.alone_s(self.counts(terms, self.num_levels - 1), new_tokens)
+        target_s = self.target_s if terms.target_s == inf else terms.target_s
+        return self.scale * (ahead_s[-1] + alone_s) <= _ADMIT * target_s
+
+    def choose(self, terms: Terms, waited_s: float, new_tokens: float) -> Choice:
+        """The counts of a request that starts now."""
+        level = self.level
+        while level + 1 < self.num_levels and self._late(terms, level, waited_s, new_tokens):
+            level += 1
+        bent = self.counts(terms, level)
+        if bent == terms.wanted:
+            return Choice(terms.wanted, terms.reason, bent)
+        if self.mode == "shadow":
+            return Choice(terms.wanted, "shadow", bent)
+        return Choice(bent, "bent" if self.counts(terms, self.level) != terms.wanted else "target", bent)
+
+    def _late(self, terms: Terms, level: int, waited_s: float, new_tokens: float) -> bool:
+        """Whether a request with a target of its own would miss it at a level."""
+        if not terms.may_bend or terms.target_s == inf:
+            return False
+        alone_s = self.costs.alone_s(self.counts(terms, level), new_tokens)
+        return waited_s + self.scale * alone_s > _ADMIT * terms.target_s
+
+    def corrected(self, predicted_s: float, took_s: float) -> None:
+        """Learn how far this machine is from its calibration just now."""
+        if predicted_s > 0:
+            weight = min(1.0, took_s / _WINDOW_S)
+            self.scale += weight * (min(max(took_s / predicted_s, 0.25), 8.0) - self.scale)

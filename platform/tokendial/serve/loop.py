@@ -1,0 +1,277 @@
+"""The model's own thread: starts what the batcher chooses, writes one token a turn for every running answer.
+
+Nothing outside this thread touches the model; what a turn brought is handed over at once, at its end.
+"""
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tokendial.contracts.serving import Row, Serving
+from tokendial.failures import WorkFailed
+from tokendial.serve.batching import Batcher, Start
+from tokendial.serve.governor import Choice
+from tokendial.serve.job import Counters, Item, Job
+from tokendial.serve.replay import Agreement
+from tokendial.serve.request import Busy, Chunk, FinishReason
+from tokendial.serve.sampling import generator_of, next_ids
+from tokendial.serve.vision import Vision
+from tokendial.serve.writing import Writing
+
+Deliver = Callable[[list[tuple[Job, Item]]], None]
+_KEPT_REPLAYS = 16
+
+
+class Loop:
+    """Slots and counters of one loaded model, and the thread that turns."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        vision: Vision,
+        batcher: Batcher,
+        agreement: Agreement,
+        deliver: Deliver,
+        num_slots: int,
+        threads: int,
+        replay_share: float,
+    ) -> None:
+        """`deliver` is called from the model's thread."""
+        self.batcher, self.agreement = batcher, agreement
+        self.counters = Counters()
+        # Guards batcher, agreement, counters and the collections below; the model runs without it.
+        self.lock = threading.Condition()
+        self._serving, self._vision, self._deliver = serving, vision, deliver
+        self._num_slots, self._threads, self._replay_share = num_slots, threads, replay_share
+        self._jobs: dict[int, Job] = {}
+        self._running: list[Job] = []
+        self._out: list[tuple[Job, Item]] = []
+        self._calls: deque[Callable[[], None]] = deque()
+        self._replays: deque[Job] = deque(maxlen=_KEPT_REPLAYS)
+        self._random = random.Random(0)
+        self._closing = False
+        self._thread = threading.Thread(target=self._turn_until_closed, name="tokendial-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job; batching.Full where there is no place for it."""
+        with self.lock:
+            self.batcher.admit(job.ticket, time.monotonic())
+            self.counters.accepted += 1
+            self._jobs[job.ticket.id] = job
+            self.lock.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Give a job up, wherever it is; one that is done is left alone."""
+        with self.lock:
+            if self._jobs.get(job.ticket.id) is not job:
+                return
+            job.abandoned = True
+            self.counters.cancelled += 1
+            if self.batcher.withdraw(job.ticket.id):
+                del self._jobs[job.ticket.id]
+            self.lock.notify()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run a function on the model's thread, between turns."""
+        with self.lock:
+            self._calls.append(function)
+            self.lock.notify()
+
+    def close(self) -> None:
+        """End the thread; what is unfinished fails."""
+        with self.lock:
+            self._closing = True
+            self.lock.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and not self._closing
+
+    def _turn_until_closed(self) -> None:
+        torch.set_num_threads(self._threads)
+        while self._wait_for_work():
+            calls, start = self._prepare_turn()
+            for function in calls:
+                function()
+            self._turn(start)
+            self._flush()
+        with self.lock:
+            left = list(self._jobs.values())
+        self._out += [(job, WorkFailed("the engine was closed")) for job in left]
+        self._flush()
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do; False where the thread is to end."""
+        with self.lock:
+            while not (self._closing or self._running or self._replays or self._calls or self.batcher.num_waiting):
+                self.lock.wait()
+            return not self._closing
+
+    def _prepare_turn(self) -> tuple[list[Callable[[], None]], Start | None]:
+        now = time.monotonic()
+        with self.lock:
+            calls, self._calls = list(self._calls), deque()
+            for ticket in self.batcher.expired(now):
+                self.counters.expired += 1
+                busy = Busy("the request was not started in time", self.batcher.retry_after_s())
+                self._out.append((self._jobs.pop(ticket.id), busy))
+            if gone := [slot for slot, job in enumerate(self._running) if job.abandoned]:
+                for slot in gone:
+                    self._leave(self._running[slot], None)
+                self._release(gone)
+            if self.batcher.governor.bar(self.agreement.barred(now)):
+                self.batcher.reprice()
+            return calls, self.batcher.start(now, self._num_slots - len(self._running), self._num_slots)
+
+    def _turn(self, start: Start | None) -> None:
+        if start is not None:
+            jobs = [self._jobs[ticket_id] for ticket_id in start.choices]
+            for job in jobs:
+                job.choice = start.choices[job.ticket.id]
+            self._read(jobs)
+        elif self._replays and not self._running:
+            self._read([self._replays.popleft()])
+        if self._running:
+            self._write()
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if out:
+            self._deliver(out)
+
+    def _read(self, jobs: list[Job]) -> None:
+        """Encode images, read prompts, write the first token of each."""
+        began = time.monotonic()
+        try:
+            visual, encoded = self._vision.tokens(jobs)
+            logits = self._serving.prefill([Row(job.prompt, held) for job, held in zip(jobs, visual, strict=True)])
+        # Whatever the model raises ends the requests it was about, not the server.
+        except Exception as error:
+            self._fail(jobs, error)
+            return
+        self._running += jobs
+        for job in jobs:
+            job.generator = generator_of(job.sampling)
+        self._append(jobs, logits)
+        ended = time.monotonic()
+        for job in jobs:
+            job.times.began, job.times.encoded, job.times.read = began, encoded, ended
+        self._note_read(jobs, ended - began)
+        self._end_complete(jobs)
+
+    def _note_read(self, jobs: list[Job], took_s: float) -> None:
+        counted = [job for job in jobs if job.replay_of is None]
+        with self.lock:
+            governor = self.batcher.governor
+            governor.corrected(governor.costs.read_s(jobs[0].counts, len(jobs)), took_s)
+            self.batcher.read(job.ticket.id for job in counted)
+            self.counters.batches += 1
+            self.counters.batched += len(jobs)
+            for job in counted:
+                assert job.choice is not None
+                self.counters.bent += job.counts != job.ticket.terms.wanted
+                self.counters.shadow_bent += job.choice.reason == "shadow"
+                for count in job.counts:
+                    self.counters.images[count] = self.counters.images.get(count, 0) + 1
+
+    def _write(self) -> None:
+        """One more token for every running answer."""
+        running = list(self._running)
+        began = time.monotonic()
+        try:
+            logits = self._serving.decode([job.written[-1] for job in running])
+        # As above; a step has all running answers in it.
+        except Exception as error:
+            self._serving.release(range(len(running)))
+            self._running = []
+            self._fail(running, error)
+            return
+        self._append(running, logits)
+        took_s = time.monotonic() - began
+        with self.lock:
+            self.batcher.stepped()
+            total = sum(sum(job.counts) for job in running) // len(running)
+            governor = self.batcher.governor
+            governor.corrected(governor.costs.decode_s(total, len(running)), took_s)
+        self._end_complete(running)
+
+    def _append(self, jobs: list[Job], logits: Tensor) -> None:
+        ids = next_ids(logits, [job.sampling for job in jobs], [job.generator for job in jobs])
+        for job, index in zip(jobs, ids, strict=True):
+            job.written.append(index)
+            if index not in self._serving.stop_ids and (text := job.writing.push(index)):
+                self._send(job, Chunk(text))
+
+    def _end_complete(self, jobs: Sequence[Job]) -> None:
+        """End the answers that are complete, and free their slots."""
+        reasons = {job: reason for job in jobs if (reason := self._finish_reason(job)) is not None}
+        if not reasons:
+            return
+        for job in reasons:
+            if rest := job.writing.finish():
+                self._send(job, Chunk(rest))
+        now = time.monotonic()
+        with self.lock:
+            for job, reason in reasons.items():
+                if job.replay_of is not None:
+                    self._compare(job, job.replay_of, now)
+                    continue
+                self._leave(job, len(job.written))
+                self._offer_replay(job)
+                self._send(job, job.done(reason, self.batcher.governor.expected(job.counts), now))
+        self._release([slot for slot, job in enumerate(self._running) if job in reasons])
+
+    def _finish_reason(self, job: Job) -> FinishReason | None:
+        if job.writing.stopped or job.written[-1] in self._serving.stop_ids:
+            return "stop"
+        return "length" if len(job.written) >= job.sampling.max_new_tokens else None
+
+    def _leave(self, job: Job, new_tokens: int | None) -> None:
+        """A started job is over; `new_tokens` where it came to its end."""
+        if self._jobs.pop(job.ticket.id, None) is None:
+            return
+        self.batcher.leave(job.ticket.id, new_tokens)
+        if new_tokens is not None:
+            self.counters.finished += 1
+            self.counters.new_tokens += new_tokens
+            self.counters.prompt_tokens += job.prompt_tokens
+
+    def _release(self, slots: Sequence[int]) -> None:
+        if slots:
+            self._running = [self._running[slot] for slot in self._serving.release(slots)]
+
+    def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        failure = WorkFailed(f"the model failed: {type(error).__name__}: {error}")
+        with self.lock:
+            for job in jobs:
+                self.counters.failed += job.replay_of is None
+                self._leave(job, None)
+                self._send(job, failure)
+
+    def _send(self, job: Job, item: Item) -> None:
+        if job.replay_of is None and not job.abandoned:
+            self._out.append((job, item))
+
+    def _offer_replay(self, job: Job) -> None:
+        """Keep a sample of bent greedy answers, to be written again when nothing else is to be done."""
+        wanted = job.ticket.terms.wanted
+        if job.counts == wanted or job.sampling.temperature or self._random.random() >= self._replay_share:
+            return
+        writing = Writing(self._serving.text, job.sampling.stop)
+        full = Choice(wanted, "largest", wanted)
+        self._replays.append(
+            Job(job.ticket, job.prompt, job.digests, job.pixels, job.sampling, writing, choice=full, replay_of=job)
+        )
+
+    def _compare(self, full: Job, bent: Job, now: float) -> None:
+        self.counters.replayed += 1
+        for count, wanted in zip(bent.counts, full.counts, strict=True):
+            if count != wanted:
+                self.agreement.add(count, full.written == bent.written, now)

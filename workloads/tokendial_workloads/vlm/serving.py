@@ -1,0 +1,125 @@
+"""An exported model as a server runs it (contract: tokendial.contracts.serving.Serving).
+
+Shapes: I images, N patches, C tower width, k visual tokens, D language width, B rows, L positions, V vocabulary.
+"""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokendial.contracts.serving import Message, Row
+from torch import Tensor
+from transformers import DynamicCache
+
+from tokendial_workloads.images import decode_image
+
+from .export import load, load_processor
+from .prompting import PromptWriter
+from .slots import SlotCache
+
+
+class VlmServing:
+    """Tower, projector and language model on one device, in evaluation mode, with their slots."""
+
+    def __init__(self, folder: str | Path, device: torch.device, dtype: torch.dtype, num_slots: int) -> None:
+        self._model = load(folder).to(device, dtype)
+        self._processor = load_processor(folder)
+        self._writer = PromptWriter(self._processor)
+        self._device, self._dtype = device, dtype
+        language: Any = self._model.config.text_config
+        kinds = set(getattr(language, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"}:
+            raise ValueError(
+                f"the language model has layers of kind {', '.join(sorted(kinds))}; only full_attention can be served"
+            )
+        self._cache = SlotCache(num_slots, language.num_hidden_layers, device)
+        self.counts: Sequence[int] = self._model.config.admissible_counts
+        self.context: int = language.max_position_embeddings
+        self.stop_ids: Collection[int] = _ids(self._model.generation_config.eos_token_id)
+        self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        never = _ids(self._model.generation_config.suppress_tokens)
+        self._never = torch.tensor(sorted(never), dtype=torch.long, device=device)
+
+    def image(self, content: bytes) -> Tensor:
+        """Pixels [3, H, W]; ValueError where the file is not a whole image of an allowed kind and size."""
+        return self._processor.image_processor(decode_image(content), return_tensors="pt")["pixel_values"][0]
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids with one placeholder an image; ValueError where the conversation cannot be written."""
+        return self._writer.ids(messages)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Ids as text, without special tokens."""
+        return self._processor.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    @torch.inference_mode()
+    def encode(self, pixels_I3HW: Tensor) -> Tensor:
+        """Patch features [I, N, C]."""
+        return self._model.encode(pixels_I3HW.to(self._device, self._dtype))
+
+    @torch.inference_mode()
+    def project(self, features_INC: Tensor, k: int) -> Tensor:
+        """Visual tokens [I, k, D]; ValueError where k is not admissible."""
+        return self._model.project(features_INC, k)
+
+    @torch.inference_mode()
+    def prefill(self, rows: Sequence[Row]) -> Tensor:
+        """Logits [B, V] at each row's last position; the rows take the next free slots.
+
+        Rows are padded on the right, where causal attention lets nothing look, so no mask is needed.
+        """
+        expanded = [_expanded(row, self._model.config.image_token_id) for row in rows]
+        lengths = [len(ids) for ids in expanded]
+        ids_BL = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+        for row, ids in enumerate(expanded):
+            ids_BL[row, : len(ids)] = torch.tensor(ids)
+        ids_BL = ids_BL.to(self._device)
+        embeds_BLD = self._model.get_input_embeddings()(ids_BL)
+        if visual := [tokens for row in rows for tokens in row.visual]:
+            is_image_BL1 = (ids_BL == self._model.config.image_token_id)[..., None]
+            embeds_BLD = embeds_BLD.masked_scatter(is_image_BL1, torch.cat(visual).to(embeds_BLD))
+        prompt = DynamicCache(config=self._model.config.text_config)
+        hidden_BLD = self._model.model.language_model(
+            inputs_embeds=embeds_BLD,
+            position_ids=torch.arange(max(lengths), device=self._device)[None].expand(len(rows), -1),
+            cache=prompt,
+            use_cache=True,
+        ).last_hidden_state
+        self._cache.fill(prompt, lengths)
+        last_B = torch.tensor(lengths, device=self._device) - 1
+        return self._logits(hidden_BLD[torch.arange(len(rows), device=self._device), last_B])
+
+    @torch.inference_mode()
+    def decode(self, ids: Sequence[int]) -> Tensor:
+        """Logits [n, V] after one more id in every occupied slot."""
+        positions_n1, mask_n11M = self._cache.extend()
+        ids_n1 = torch.tensor(ids, dtype=torch.long, device=self._device)[:, None]
+        hidden_n1D = self._model.model.language_model(
+            inputs_embeds=self._model.get_input_embeddings()(ids_n1),
+            attention_mask=mask_n11M,
+            position_ids=positions_n1,
+            cache=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        return self._logits(hidden_n1D[:, 0])
+
+    @torch.inference_mode()
+    def release(self, slots: Collection[int]) -> list[int]:
+        """Free slots; for each that is still occupied, in order, the slot it was before."""
+        return self._cache.release(slots)
+
+    def _logits(self, hidden_BD: Tensor) -> Tensor:
+        return self._model.lm_head(hidden_BD).float().index_fill(-1, self._never, -torch.inf)
+
+
+def _expanded(row: Row, image_id: int) -> list[int]:
+    """The row's ids with as many placeholders for each image as it has tokens."""
+    lengths = iter([tokens.shape[0] for tokens in row.visual])
+    return [out for index in row.ids for out in ([index] * next(lengths) if index == image_id else [index])]
+
+
+def _ids(given: int | Sequence[int] | None) -> frozenset[int]:
+    if given is None:
+        return frozenset()
+    return frozenset((given,) if isinstance(given, int) else given)
