@@ -1,0 +1,94 @@
+"""The endpoint's Prometheus series, made from the one list of names in `metrics.SERVE`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from tokendial.metrics import SERVE
+from tokendial.serve.backend import Served
+from tokendial.serve.request import Done
+
+PREFIX = "tokendial_serve_"
+
+
+class Exposition:
+    """Counts answers as they end; engines' gauges are brought up to date when somebody reads them."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._series: dict[str, Any] = {}
+        for series in SERVE:
+            kind = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}[series.kind]
+            more: dict[str, Any] = {"buckets": series.buckets} if series.buckets else {}
+            made = kind(series.name, series.help, series.labels, registry=self._registry, **more)
+            self._series[series.name.removeprefix(PREFIX)] = made
+
+    def status(self, model: str, key: str, code: int) -> None:
+        """An answer was sent."""
+        self._series["requests"].labels(model, key, str(code)).inc()
+
+    def refused(self, cause: str) -> None:
+        """A request was turned away."""
+        self._series["refusals"].labels(cause).inc()
+
+    def retried(self, model: str) -> None:
+        """A replica died and its answer was begun again."""
+        self._series["retries"].labels(model).inc()
+
+    def first_token(self, model: str, seconds: float) -> None:
+        """A stream's first piece was sent."""
+        self._series["first_token_seconds"].labels(model).observe(seconds)
+
+    def answered(self, model: str, key: str, done: Done, seconds: float) -> None:
+        """An answer came to its end."""
+        counts = set(done.visual_tokens)
+        count = "mixed" if len(counts) > 1 else str(next(iter(counts), 0))
+        self._series["latency_seconds"].labels(model, count).observe(seconds)
+        for stage, latency_ms in done.latency_ms.items():
+            if stage != "total":
+                self._series["stage_seconds"].labels(model, stage).observe(latency_ms / 1e3)
+        for used in done.visual_tokens:
+            self._series["images"].labels(model, str(used), done.reason).inc()
+        self._series["visual_tokens"].labels(model, key).inc(sum(done.visual_tokens))
+        self._series["wanted_tokens"].labels(model, key).inc(sum(done.wanted_tokens))
+        self._series["completion_tokens"].labels(model, key).inc(done.completion_tokens)
+        if done.expected_quality is not None:
+            self._series["expected_quality_ratio"].labels(model).observe(done.expected_quality)
+
+    def changed(self, outcome: str) -> None:
+        """A version took traffic, or was refused before it had any."""
+        self._series["model_changes"].labels(outcome).inc()
+
+    def text(self, served: Served, replicas: Mapping[str, Mapping[str, Any]]) -> bytes:
+        """Everything, in Prometheus' text format."""
+        self._clear("model_info", "replicas", "queued_requests", "running_requests", "inflight_wanted_tokens")
+        self._clear("governor_level_steps", "agreement_ratio", "measured_latency_seconds", "start_seconds")
+        self._series["model_info"].labels(served.name, served.version).set(1)
+        self._series["replicas"].labels(served.name).set(len(replicas))
+        for replica, load in replicas.items():
+            self._engine(served.name, replica, load)
+        return generate_latest(self._registry)
+
+    def _engine(self, model: str, replica: str, load: Mapping[str, Any]) -> None:
+        plain = {
+            "queued_requests": load["queued"],
+            "running_requests": load["running"],
+            "inflight_wanted_tokens": load["wanted_tokens"],
+            "governor_level_steps": load["level"],
+        }
+        for name, value in plain.items():
+            self._series[name].labels(model, replica).set(value)
+        self._by_count("agreement_ratio", model, replica, load["agreement"].items())
+        latencies = ((count, latency_ms / 1e3) for count, latency_ms in load["latency_ms"].items())
+        self._by_count("measured_latency_seconds", model, replica, latencies)
+        for part, seconds in load["start_s"].items():
+            self._series["start_seconds"].labels(model, replica, part).set(seconds)
+
+    def _by_count(self, name: str, model: str, replica: str, values: Iterable[tuple[int | str, float]]) -> None:
+        for count, value in values:
+            self._series[name].labels(model, replica, str(count)).set(value)
+
+    def _clear(self, *names: str) -> None:
+        for name in names:
+            self._series[name].clear()

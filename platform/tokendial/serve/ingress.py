@@ -1,0 +1,249 @@
+"""The endpoint as an ASGI application over any backend: chat completions, models, health, load, metrics, and the page.
+
+The same application runs in Ray Serve's ingress, under plain uvicorn, and in tests.
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from tokendial import __version__
+from tokendial.serve import answer as shape
+from tokendial.serve.backend import Backend, Served, Whole
+from tokendial.serve.dial import Limits, Terms, asks, data_image, model_name, serve_request
+from tokendial.serve.exposition import Exposition
+from tokendial.serve.keys import Key, KeyStore, Usage
+from tokendial.serve.limits import Caps, Gate
+from tokendial.serve.openapi import CHAT, RESPONSES, document
+from tokendial.serve.remote import fetch
+from tokendial.serve.request import BadRequest, Busy, Done, ServeRequest
+from tokendial.serve.schema import ChatRequest, images, parse, problem
+from tokendial.serve.streams import EventStream, Left, unless_left
+
+PAGE = Path(__file__).parent / "page" / "index.html"
+# Bodies above this are parsed off the event loop, which they would stop for tens of milliseconds.
+PARSE_APART_BYTES = 2**18
+USAGE_PERIOD_S = 1.0
+CLIENT_LEFT = 499
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an endpoint process behaves; `terms` hold where no key is needed, `share` is its part of each key's rate."""
+
+    limits: Limits = field(default_factory=Limits)
+    caps: Caps = field(default_factory=Caps)
+    terms: Terms = field(default_factory=Terms)
+    image_hosts: frozenset[str] = frozenset()
+    max_image_bytes: int = 20 * 2**20
+    share: float = 1.0
+
+
+Trace = Callable[[ServeRequest, Whole, Served, str], None]
+
+
+def create_app(
+    backend: Backend,
+    options: Options,
+    keys: KeyStore | None = None,
+    exposition: Exposition | None = None,
+    trace: Trace | None = None,
+) -> Gate:
+    """The endpoint; `keys` None lets everybody ask, `trace` is told every answer."""
+    series = exposition or Exposition()
+    endpoint = Endpoint(backend, options, keys, series, trace)
+    app = FastAPI(
+        title="tokendial", version=__version__, docs_url=None, redoc_url=None, lifespan=endpoint.lifespan,
+        exception_handlers={HTTPException: _http_problem, Exception: _fault},
+    )  # fmt: skip
+    app.add_api_route("/v1/chat/completions", endpoint.chat, methods=["POST"], responses=RESPONSES, openapi_extra=CHAT)
+    for path, route in {
+        "/v1/models": endpoint.models, "/v1/models/{name}": endpoint.model, "/load": endpoint.load,
+        "/healthz": endpoint.healthz, "/readyz": endpoint.readyz, "/metrics": endpoint.metrics, "/": endpoint.page,
+    }.items():  # fmt: skip
+        app.add_api_route(path, route, methods=["GET"])
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
+
+    def refused(cause: str, code: int) -> None:
+        series.refused(cause)
+        series.status("", "", code)
+
+    return Gate(app, options.caps, keys, options.share, refused)
+
+
+class Endpoint:
+    """The routes. A request is understood, checked and only then given to the backend."""
+
+    def __init__(
+        self, backend: Backend, options: Options, keys: KeyStore | None, series: Exposition, trace: Trace | None
+    ) -> None:
+        self._backend, self._options, self._keys = backend, options, keys
+        self._series, self._trace = series, trace
+        self._used: dict[str, Usage] = {}
+        self._html = PAGE.read_bytes()
+
+    async def chat(self, request: Request) -> Response:
+        """Answer a chat completion, whole or as server-sent events."""
+        began_s = time.perf_counter()
+        key: Key | None = request.scope["state"]["key"]
+        owner = key.name if key else ""
+        served = self._backend.served()
+        try:
+            body = await request.body()
+            asked = parse(body) if len(body) < PARSE_APART_BYTES else await asyncio.to_thread(parse, body)
+            name, suffix = model_name(asked.model)
+            if name not in (served.name, f"{served.name}/{served.version}"):
+                code = self._status(served, owner, 404)
+                message = f"model {name!r} is not served here; {served.name!r} is"
+                return JSONResponse(problem(code, message, "model", "model_not_found"), code)
+            made = await self._understood(asked, suffix, served, key)
+            envelope = shape.Envelope(f"chatcmpl-{made.id}", asked.model, served, int(time.time()))
+            if asked.stream:
+                with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+                return await self._streamed(made, envelope, with_usage, owner, request, began_s)
+            answer = await unless_left(request.receive, self._backend.answer(made))
+        except BadRequest as error:
+            code = self._status(served, owner, 400)
+            self._series.refused("input")
+            return JSONResponse(problem(code, str(error), error.field), code)
+        except Busy as error:
+            code = self._status(served, owner, 429)
+            self._series.refused("busy")
+            wait = {"retry-after": str(max(1, round(error.retry_after_s + 0.5)))}
+            return JSONResponse(problem(code, str(error), None, "busy"), code, wait)
+        except Left:
+            return Response(status_code=self._status(served, owner, CLIENT_LEFT))
+        self._answered(made, answer, served, owner, began_s)
+        told = {**shape.headers(served, answer.done), "x-request-id": made.id}
+        return JSONResponse(shape.completion(envelope, answer), self._status(served, owner, 200), told)
+
+    async def models(self) -> Response:
+        """The model that is served, with its ladder."""
+        return JSONResponse({"object": "list", "data": [_model(self._backend.served())]})
+
+    async def model(self, name: str) -> Response:
+        """One model."""
+        served = self._backend.served()
+        if name.partition("@")[0] != served.name:
+            message = f"model {name[:80]!r} is not served here; {served.name!r} is"
+            return JSONResponse(problem(404, message, "model", "model_not_found"), 404)
+        return JSONResponse(_model(served))
+
+    async def healthz(self) -> Response:
+        """Whether this process runs."""
+        return JSONResponse({"status": "ok"})
+
+    async def readyz(self) -> Response:
+        """Whether an engine answers."""
+        if await self._backend.load():
+            return JSONResponse({"status": "ready"})
+        return JSONResponse(problem(503, "no engine answers yet"), 503)
+
+    async def load(self) -> Response:
+        """Each engine's load now: what the page's chart shows."""
+        return JSONResponse({"model": self._backend.served().name, "replicas": dict(await self._backend.load())})
+
+    async def metrics(self) -> Response:
+        """Prometheus' text format."""
+        text = self._series.text(self._backend.served(), await self._backend.load())
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def page(self) -> Response:
+        """The page that people look at."""
+        policy = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+        policy += "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        headers = {"content-security-policy": policy, "x-content-type-options": "nosniff", "cache-control": "no-cache"}
+        return Response(self._html, media_type="text/html; charset=utf-8", headers=headers)
+
+    @asynccontextmanager
+    async def lifespan(self, _app: FastAPI) -> AsyncIterator[None]:
+        """Write usage down as it comes in, off the event loop, and once more at the end."""
+        task = asyncio.create_task(self._record_usage())
+        yield
+        task.cancel()
+        self._write_usage()
+
+    async def _understood(
+        self, asked: ChatRequest, suffix: int | None, served: Served, key: Key | None
+    ) -> ServeRequest:
+        counts = asks(asked, suffix, served.counts)
+        files: dict[str, bytes] = {}
+        for where, image in images(asked):
+            if image.url[:5].lower() == "data:":
+                files[where] = data_image(where, image)
+            else:
+                hosts, most = self._options.image_hosts, self._options.max_image_bytes
+                files[where] = await fetch(where, image.url, hosts, most)
+        terms = self._options.terms if key is None else Terms(key.may_bend, key.min_quality, key.priority)
+        return serve_request(asked, uuid.uuid4().hex, files, counts, terms, self._options.limits)
+
+    async def _streamed(
+        self,
+        made: ServeRequest,
+        envelope: shape.Envelope,
+        with_usage: bool,
+        owner: str,
+        request: Request,
+        began_s: float,
+    ) -> Response:
+        pieces = self._backend.stream(made)
+        # Nothing is sent before the first piece: until then a refusal can still be an HTTP status.
+        head = await unless_left(request.receive, anext(pieces))
+
+        def ended(text: str, done: Done) -> None:
+            self._answered(made, Whole(text, done), envelope.served, owner, began_s)
+
+        self._series.first_token(envelope.served.name, time.perf_counter() - began_s)
+        self._status(envelope.served, owner, 200)
+        return EventStream(head, pieces, envelope, with_usage, ended)
+
+    def _answered(self, made: ServeRequest, answer: Whole, served: Served, owner: str, began_s: float) -> None:
+        done = answer.done
+        self._series.answered(served.name, owner, done, time.perf_counter() - began_s)
+        if owner:
+            used = Usage(1, len(done.visual_tokens), sum(done.visual_tokens), done.completion_tokens)
+            self._used[owner] = self._used.get(owner, Usage()) + used
+        if self._trace is not None:
+            self._trace(made, answer, served, owner)
+
+    def _status(self, served: Served, owner: str, code: int) -> int:
+        self._series.status(served.name, owner, code)
+        return code
+
+    async def _record_usage(self) -> None:
+        while True:
+            await asyncio.sleep(USAGE_PERIOD_S)
+            if self._used:
+                await asyncio.to_thread(self._write_usage)
+
+    def _write_usage(self) -> None:
+        used, self._used = self._used, {}
+        if self._keys is not None and used:
+            self._keys.record(used)
+
+
+def _model(served: Served) -> Mapping[str, Any]:
+    ladder = [{"id": f"{served.name}@{rung.count}", **rung.model_dump()} for rung in served.rungs]
+    about = {"version": served.version, "metric": served.metric, "ladder": ladder}
+    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "tokendial", **about}
+
+
+async def _http_problem(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse(problem(error.status_code, str(error.detail)), error.status_code, error.headers)
+
+
+async def _fault(_request: Request, error: Exception) -> Response:
+    """Our own fault: told without its inside, which goes to the log."""
+    message = "the engine is being replaced; try again" if isinstance(error, ConnectionError) else "the server failed"
+    code = 503 if isinstance(error, ConnectionError) else 500
+    return JSONResponse(problem(code, message), code)

@@ -1,0 +1,209 @@
+"""The endpoint over a scripted backend: OpenAI's shapes, the official client, errors, streams, keys, metrics."""
+
+import http.client
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from endpoint_lab import COUNTS, ScriptedBackend, chat, get, image, post, running
+from tokendial.metrics import SERVE
+from tokendial.serve.ingress import Options, create_app
+from tokendial.serve.keys import Key, KeyStore
+
+
+@pytest.fixture(scope="module")
+def backend() -> ScriptedBackend:
+    return ScriptedBackend()
+
+
+@pytest.fixture(scope="module")
+def url(backend: ScriptedBackend) -> Iterator[str]:
+    with running(create_app(backend, Options())) as address:
+        yield address
+
+
+def client(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
+
+
+def ask(url: str, model: str = "scripted", *parts: dict[str, Any], **more: Any) -> Any:
+    content: Any = [*parts, {"type": "text", "text": "what is it"}]
+    return client(url).chat.completions.create(model=model, messages=[{"role": "user", "content": content}], **more)
+
+
+def test_the_official_client_reads_an_answer_and_reaches_the_dial_without_extra_fields(url: str) -> None:
+    answer = ask(url, "scripted@16", image())
+    assert answer.choices[0].message.content == "what is it "
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.model == "scripted@16"
+    assert answer.system_fingerprint == "scripted/7@16:asked"
+    assert answer.usage.prompt_tokens + answer.usage.completion_tokens == answer.usage.total_tokens
+    assert (answer.usage.visual_tokens, answer.usage.expected_quality, answer.usage.reason) == (16, 0.75, "asked")
+
+
+def test_each_door_opens(url: str) -> None:
+    by_detail = ask(url, "scripted", image("low"), image("high"), image("auto"))
+    assert by_detail.usage.visual_tokens_per_image == [COUNTS[0], COUNTS[-1], COUNTS[-1]]
+    by_field = ask(url, "scripted@16", image("low"), extra_body={"visual_tokens": 64})
+    assert by_field.usage.visual_tokens_per_image == [64]
+
+
+def test_headers_tell_what_the_dial_did(url: str) -> None:
+    status, _, headers = post(url, chat(image(), image("low")))
+    assert status == 200
+    assert headers["x-tokendial-visual-tokens"] == "64,4"
+    assert headers["x-tokendial-reason"] == "asked"
+    assert headers["x-tokendial-expected-quality"] == "0.7500"
+    assert headers["x-tokendial-version"] == "7"
+    assert "prefill;dur=0.20" in headers["server-timing"]
+
+
+def test_a_stream_is_the_same_answer_in_pieces_with_its_usage_last(url: str) -> None:
+    chunks = list(ask(url, "scripted@4", image(), stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == "what is it "
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-2].system_fingerprint == "scripted/7@4:asked"
+    assert chunks[-1].usage.visual_tokens == 4
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_stream_that_loses_its_engine_ends_with_an_error_and_no_clean_end(url: str) -> None:
+    status, body, _ = post(url, chat(text="one two lost three", stream=True))
+    assert status == 200
+    assert "[DONE]" not in body
+    assert json.loads(body.strip().splitlines()[-1].removeprefix("data: "))["error"]["code"] == "lost"
+    with pytest.raises(openai.APIError, match="lost"):
+        list(
+            client(url).chat.completions.create(
+                model="scripted", messages=[{"role": "user", "content": "one lost"}], stream=True
+            )
+        )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_refusals_have_their_status_and_openais_shape_streamed_or_not(url: str, stream: bool) -> None:
+    table: list[tuple[dict[str, Any], int, str | None]] = [
+        (chat(text="busy", stream=stream), 429, None),
+        (chat(text="bad", stream=stream), 400, "messages"),
+        (chat(image(), visual_tokens=5, stream=stream), 400, "visual_tokens"),
+        (chat(model="other", stream=stream), 404, "model"),
+        (chat(model="scripted@", stream=stream), 400, "model"),
+        (chat(tools=[], stream=stream), 400, "tools"),
+        (chat(image(content=b""), stream=stream), 400, "messages[0].content[0].image_url.url"),
+    ]
+    for body, expected, param in table:
+        status, answer, headers = post(url, body)
+        assert (status, answer["error"]["param"]) == (expected, param)
+        assert answer["error"].keys() == {"message", "type", "param", "code"}
+        assert ("retry-after" in headers) == (expected == 429)
+
+
+def test_a_remote_image_is_refused_and_the_error_names_the_setting(url: str) -> None:
+    part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+    status, answer, _ = post(url, chat(part))
+    assert status == 400
+    assert "--allow-image-host" in answer["error"]["message"]
+    assert answer["error"]["param"] == "messages[0].content[0].image_url.url"
+
+
+def test_models_hold_the_ladder(url: str) -> None:
+    [model] = client(url).models.list().data
+    assert model.id == "scripted"
+    ladder = model.model_dump()["ladder"]
+    assert [(row["id"], row["count"]) for row in ladder] == [(f"scripted@{count}", count) for count in COUNTS]
+    assert client(url).models.retrieve("scripted@16").id == "scripted"
+    with pytest.raises(openai.NotFoundError):
+        client(url).models.retrieve("other")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("GET", "/v1/chat/completions", 405), ("DELETE", "/v1/models", 405), ("PUT", "/", 405)],
+)
+def test_unknown_routes_and_methods_answer_in_the_same_shape(url: str, method: str, path: str, status: int) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    connection.request(method, path)
+    answer = connection.getresponse()
+    assert answer.status == status
+    assert "message" in json.loads(answer.read())["error"]
+    connection.close()
+
+
+def test_health_readiness_load_and_the_page_answer(url: str) -> None:
+    assert get(url, "/healthz")[0] == get(url, "/readyz")[0] == 200
+    assert get(url, "/load")[1]["replicas"]["a"]["level"] == 1
+    status, page, headers = get(url, "/")
+    assert status == 200
+    assert "<!doctype html>" in page.lower()
+    assert "default-src 'none'" in headers["content-security-policy"]
+
+
+def test_every_series_of_the_one_list_is_exposed(url: str) -> None:
+    post(url, chat(image()))
+    text = get(url, "/metrics")[1]
+    for series in SERVE:
+        name = series.name + "_total" if series.kind == "counter" else series.name
+        assert f"# TYPE {series.name}" in text or f"# TYPE {name}" in text
+    assert 'tokendial_serve_images_total{count="64",model="scripted",reason="largest"}' in text
+    assert 'tokendial_serve_agreement_ratio{count="4",model="scripted",replica="a"} 0.9' in text
+
+
+def test_the_openapi_document_describes_the_chat_request(url: str) -> None:
+    document = get(url, "/openapi.json")[1]
+    assert document["components"]["schemas"]["ChatRequest"]["additionalProperties"] is False
+    body = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]
+    assert body["schema"]["$ref"].endswith("/ChatRequest")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_cancels_its_work(url: str, backend: ScriptedBackend, stream: bool) -> None:
+    before = backend.cancelled
+    backend.asleep.clear()
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    connection.request("POST", "/v1/chat/completions", json.dumps(chat(text="a slow one", stream=stream)))
+    assert backend.asleep.wait(10)
+    connection.close()
+    deadline = time.monotonic() + 5
+    while backend.cancelled == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert backend.cancelled == before + 1
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> KeyStore:
+    return KeyStore(tmp_path / "keys.db")
+
+
+def test_a_key_is_needed_its_terms_hold_and_its_usage_is_written_down(store: KeyStore) -> None:
+    backend = ScriptedBackend()
+    secret = store.add(Key("alice", min_quality=0.7, may_bend=True, priority=4))
+    with running(create_app(backend, Options(), store)) as url:
+        assert post(url, chat())[0] == 401
+        assert post(url, chat(), authorization="Bearer td-wrong")[0] == 401
+        assert post(url, chat(), authorization=f"Basic {secret}")[0] == 401
+        assert get(url, "/v1/models")[0] == get(url, "/metrics")[0] == get(url, "/load")[0] == 401
+        assert get(url, "/healthz")[0] == get(url, "/readyz")[0] == get(url, "/")[0] == 200
+        assert backend.requests == []
+        assert post(url, chat(image("low"), text="a b"), authorization=f"Bearer {secret}")[0] == 200
+        assert client(url, secret).models.list().data[0].id == "scripted"
+        [request] = backend.requests
+        assert (request.may_bend, request.min_quality, request.priority) == (True, 0.7, 4)
+        store.revoke("alice")
+        assert post(url, chat(), authorization=f"Bearer {secret}")[0] == 401
+    [(_, usage)] = store.list()
+    assert (usage.requests, usage.images, usage.visual_tokens, usage.completion_tokens) == (1, 1, 4, 2)
+
+
+def test_a_rate_is_held_and_the_refusal_says_when_to_try_again(store: KeyStore) -> None:
+    secret = store.add(Key("alice", rate_per_s=2))
+    with running(create_app(ScriptedBackend(), Options(), store)) as url:
+        statuses = [post(url, chat(), authorization=f"Bearer {secret}") for _ in range(5)]
+        assert [status for status, _, _ in statuses[:2]] == [200, 200]
+        status, answer, headers = statuses[-1]
+        assert (status, answer["error"]["code"], headers["retry-after"]) == (429, "rate", "1")

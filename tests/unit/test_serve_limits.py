@@ -1,0 +1,120 @@
+"""Bodies, headers and crowds over their limits are turned away before the backend hears of them."""
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from endpoint_lab import ScriptedBackend, chat, get, post, running
+from tokendial.serve.ingress import Options, create_app
+from tokendial.serve.limits import Caps
+
+CAPS = Caps(max_body_bytes=100_000, max_body_s=0.5, max_reading=8, max_requests=16, max_header_bytes=4096)
+
+
+@pytest.fixture(scope="module")
+def backend() -> ScriptedBackend:
+    return ScriptedBackend()
+
+
+@pytest.fixture(scope="module")
+def url(backend: ScriptedBackend) -> Iterator[str]:
+    with running(create_app(backend, Options(caps=CAPS))) as address:
+        yield address
+
+
+def raw(url: str, head: str, body: bytes = b"") -> bytes:
+    """The first bytes that come back for a request of one's own making."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{head}\r\n\r\n".encode() + body)
+        return connection.recv(65_536)
+
+
+def test_a_body_over_the_cap_is_refused_by_its_announced_length(url: str, backend: ScriptedBackend) -> None:
+    answer = raw(url, f"content-length: {CAPS.max_body_bytes + 1}")
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert backend.requests == []
+
+
+def test_a_chunked_body_over_the_cap_is_refused_as_it_comes(url: str) -> None:
+    chunk = b"8000\r\n" + b"x" * 0x8000 + b"\r\n"
+    answer = raw(url, "transfer-encoding: chunked", chunk * 4)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["param"] == "body"
+
+
+def test_a_slow_body_is_given_up_in_time(url: str) -> None:
+    began = time.monotonic()
+    answer = raw(url, "content-length: 90000", b"{")
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - began < 10 * CAPS.max_body_s
+
+
+def test_large_headers_are_refused(url: str) -> None:
+    status, answer, _ = post(url, chat(), **{"x-large": "x" * 5000})
+    assert (status, answer["error"]["code"]) == (431, "size")
+
+
+def test_stalled_bodies_do_not_keep_others_out(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    stalled = []
+    for _ in range(CAPS.max_reading):
+        connection = socket.create_connection((host, int(port)), timeout=10)
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+        stalled.append(connection)
+    time.sleep(0.1)
+    status, answer, headers = post(url, chat())
+    assert (status, answer["error"]["code"], headers["retry-after"]) == (429, "busy", "1")
+    assert get(url, "/healthz")[0] == 200
+    for connection in stalled:
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+        connection.close()
+    assert post(url, chat())[0] == 200
+
+
+def test_requests_beyond_the_most_in_work_are_busy_and_the_others_are_served(
+    url: str, backend: ScriptedBackend
+) -> None:
+    connections = []
+    for _ in range(CAPS.max_requests):
+        backend.asleep.clear()
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+        connection.request("POST", "/v1/chat/completions", json.dumps(chat(text="slow")))
+        connections.append(connection)
+        assert backend.asleep.wait(10)
+    assert post(url, chat())[0] == 429
+    for connection in connections:
+        connection.close()
+    deadline = time.monotonic() + 10
+    while post(url, chat())[0] != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_many_bad_bodies_at_once_are_all_refused_and_none_is_a_fault(url: str) -> None:
+    bodies = [
+        b"",
+        b"null",
+        b"[" * 50_000,
+        b"{}",
+        b'{"model": 1}',
+        b"\xff\xfe",
+        b'{"a":' * 20_000,
+        json.dumps("x").encode(),
+    ]
+    seen: list[int] = []
+
+    def work(body: bytes) -> None:
+        seen.extend(post(url, body)[0] for _ in range(10))
+
+    threads = [threading.Thread(target=work, args=(body,)) for body in bodies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 80
+    assert set(seen) <= {400, 429}

@@ -1,0 +1,107 @@
+"""What the endpoint takes: strict JSON, strict types, and an error that names the field."""
+
+import json
+from typing import Any
+
+import pytest
+from endpoint_lab import chat, image
+from tokendial.serve.request import BadRequest
+from tokendial.serve.schema import MAX_IMAGES, images, parse
+
+
+def encoded(document: Any) -> bytes:
+    return document if isinstance(document, bytes) else json.dumps(document).encode()
+
+
+def refusal(document: Any) -> BadRequest:
+    with pytest.raises(BadRequest) as caught:
+        parse(encoded(document))
+    return caught.value
+
+
+def user(content: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": content}]}
+
+
+def test_everything_openai_has_and_we_serve_is_taken() -> None:
+    request = parse(
+        encoded(
+            chat(
+                image("low"), image(), stream=True, stream_options={"include_usage": True}, max_completion_tokens=8,
+                temperature=0.5, top_p=0.9, stop=["a", "b"], seed=-3, n=1, slo={"latency_ms": 50, "min_quality": 0.9},
+                may_bend=True,
+            )
+        )
+    )  # fmt: skip
+    assert [(where, shown.detail) for where, shown in images(request)] == [
+        ("messages[0].content[0].image_url", "low"),
+        ("messages[0].content[1].image_url", None),
+    ]
+
+
+def test_null_means_absent_for_openais_optional_fields() -> None:
+    absent = dict.fromkeys(("stream", "max_tokens", "temperature", "top_p", "stop", "seed", "n", "stream_options"))
+    assert parse(encoded({**chat(), **absent})).stop is None
+
+
+@pytest.mark.parametrize(
+    "name", ["tools", "functions", "logprobs", "response_format", "user", "logit_bias", "presence_penalty", "store"]
+)
+def test_an_unsupported_field_is_refused_by_name(name: str) -> None:
+    error = refusal({**chat(), name: 1})
+    assert error.field == name
+    assert str(error) == f"{name} is not supported"
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "4", None, [], [4, 4], True, 2**40, {"count": 4}, [0], ["4"]])
+def test_a_count_out_of_range_or_of_another_type_is_refused(value: Any) -> None:
+    assert refusal(chat(image(), visual_tokens=value)).field.startswith("visual_tokens")
+
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [
+        ({"messages": []}, "model"),
+        ({"model": "m", "messages": []}, "messages"),
+        ({"model": 3, "messages": [{"role": "user", "content": "x"}]}, "model"),
+        (user(5), "messages[0].content"),
+        (user([]), "messages[0].content"),
+        (user([{"type": "audio"}]), "messages[0].content[0]"),
+        (user([{"type": "text", "txt": "x"}]), "messages[0].content[0].txt"),
+        (user([{"type": "image_url", "image_url": "x"}]), "messages[0].content[0].image_url"),
+        (user([{"type": "image_url", "image_url": {"url": 1}}]), "messages[0].content[0].image_url.url"),
+        (user([image("ultra")]), "messages[0].content[0].image_url.detail"),
+        ({"model": "m", "messages": [{"role": "tool", "content": "x"}]}, "messages[0]"),
+        ({"model": "m", "messages": [{"role": "assistant", "content": "x"}]}, "messages[0].role"),
+        ({"model": "m", "messages": [{"role": "system", "content": [image()]}]}, "messages[0].content[0].type"),
+        (chat(visual_tokens=4), "visual_tokens"),
+        (chat(*[image()] * (MAX_IMAGES + 1)), "messages"),
+        (chat(max_tokens=4, max_completion_tokens=4), "max_tokens"),
+        (chat(stream_options={"include_usage": True}), "stream_options"),
+        (chat(slo={"latency": 3}), "slo.latency"),
+        (chat(temperature=3), "temperature"),
+        (chat(top_p=0), "top_p"),
+        (chat(stop=["a"] * 5), "stop"),
+        (chat(stream=1), "stream"),
+        (chat(seed=2**70), "seed"),
+        (chat(n=2), "n"),
+        (b"", "body"),
+        (b"[]", "body"),
+        (b"\xff", "body"),
+        (b"{", "body"),
+        (b'{"model": NaN}', "body"),
+        (b'{"model": "a", "model": "b"}', "body"),
+        (b"[" * 200_000, "body"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "body"),
+        (b'{"model": "\\ud800"}', "body"),
+        (b'{"\\udfff": 1}', "body"),
+    ],
+)
+def test_a_bad_request_names_its_field(document: Any, field: str) -> None:
+    error = refusal(document)
+    assert error.field == field
+    assert str(error)
+
+
+def test_a_name_of_any_length_gives_a_short_error() -> None:
+    assert len(refusal({**chat(), "x" * 100_000: 1}).field) <= 200
