@@ -31,6 +31,7 @@ def laptop(tmp_path: Path) -> Path:
     return tmp_path / "laptop"
 
 
+@pytest.mark.slow
 def test_plain_ray_job_submit_runs_the_working_tree_and_not_what_is_installed(place: Place, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     for folder in ("platform", "workloads", "kernels", "clusters"):
@@ -105,6 +106,7 @@ def _no_canary(place: Place) -> None:
         assert CANARY.encode() not in line, path
 
 
+@pytest.mark.slow
 def test_logs_and_status_answer_by_name_and_stay_when_the_folder_does(place: Place, laptop: Path) -> None:
     said = place.say(laptop, "train", "digits.tiny", *TINY, "--on", place.url, "--name", "told")
     assert said.code == 0, said.err
@@ -113,7 +115,7 @@ def test_logs_and_status_answer_by_name_and_stay_when_the_folder_does(place: Pla
     assert [(row["run"], row["place"], row["status"]) for row in standing.document] == [("told", place.url, "FINISHED")]
     assert "starting workers" in place.say(laptop, "logs", "told").out
     on_the_cluster = place.say(laptop, "logs", "told", "--rank", "0", TOKENDIAL_HOME=str(place.home))
-    assert "INFO" in on_the_cluster.out, on_the_cluster.err
+    assert "rank 0 of 1" in on_the_cluster.out, on_the_cluster.err
     assert (place.home / "told" / "logs" / "driver.log").read_text()
     followed = place.say(laptop, "logs", "told", "--follow")
     assert followed.code == 0, followed.err
@@ -123,6 +125,7 @@ def test_logs_and_status_answer_by_name_and_stay_when_the_folder_does(place: Pla
     assert "run 'nobody' has no logs" in missing.err
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_killed_and_the_same_command_continues_it(place: Place, laptop: Path) -> None:
     long = ("train", "digits.tiny", *TINY[1:], "budget.steps=2000", "--on", place.url, "--name", "long")
     client = place.start(laptop, *long)
@@ -147,12 +150,14 @@ def test_a_stopped_run_ends_as_killed_and_the_same_command_continues_it(place: P
     assert "is not at work" in refused.err
 
 
+@pytest.mark.slow
 def test_bad_input_that_only_the_cluster_sees_is_bad_input_here(place: Place, laptop: Path) -> None:
     said = place.say(laptop, "train", "digits.tiny", *TINY, "--from", "nobody", "--on", place.url)
     assert said.code == 2, said.err
     assert said.err.strip().splitlines()[-1].startswith("tokendial: run 'nobody' is not under")
 
 
+@pytest.mark.slow
 def test_own_experiments_travel_with_the_modules_beside_them(place: Place, laptop: Path) -> None:
     (laptop / "rates.py").write_text("SEED = 11\n")
     (laptop / "mine.py").write_text(

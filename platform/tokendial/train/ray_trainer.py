@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from socket import gethostname
 from typing import Any, cast
 
 import ray
@@ -206,6 +207,7 @@ def _worker(payload: dict[str, Any]) -> None:
     rank, board = context.get_world_rank(), payload["board"]
     order = Order(**payload["order"])
     _log_to(Path(order.folder) / "logs", rank)
+    logging.getLogger("tokendial.train").info("rank %d of %d on %s", rank, context.get_world_size(), gethostname())
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     tracking = payload["tracking"]
     where = tracking["uri"], tracking["run_id"], Path(order.folder) / "tracking"

@@ -1,0 +1,234 @@
+"""Every manifest in clusters/ against the schemas of what reads it, and the fields that safety rests on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from tokendial.resolve import resolve
+
+ROOT = Path(__file__).parents[2]
+CLUSTERS = ROOT / "clusters"
+CRDS = Path(os.environ.get("KUBERAY_CRDS", ROOT.parent / "shared" / "schemas" / "kuberay"))
+KUBERNETES = "1.34"
+MANIFESTS = {
+    path.relative_to(CLUSTERS).as_posix(): path
+    for folder in ("kuberay", "mlflow", "network")
+    for path in sorted((CLUSTERS / folder).glob("*.yaml"))
+}
+DOCUMENTS: Mapping[str, dict[str, Any]] = {name: yaml.safe_load(path.read_text()) for name, path in MANIFESTS.items()}
+RAY = {name: document for name, document in DOCUMENTS.items() if document["apiVersion"].startswith("ray.io/")}
+CORE = {name: document for name, document in DOCUMENTS.items() if name not in RAY}
+
+
+def pods(node: Any) -> Iterator[dict[str, Any]]:
+    """Every pod spec below a node of a document."""
+    if isinstance(node, dict):
+        if "containers" in node:
+            yield node
+        for value in node.values():
+            yield from pods(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from pods(value)
+
+
+PODS = [(name, pod) for name, document in DOCUMENTS.items() for pod in pods(document)]
+CONTAINERS = [(f"{name} {container['name']}", container) for name, pod in PODS for container in pod["containers"]]
+every_pod = pytest.mark.parametrize("pod", [pod for _, pod in PODS], ids=[name for name, _ in PODS])
+every_container = pytest.mark.parametrize(
+    "container", [container for _, container in CONTAINERS], ids=[name for name, _ in CONTAINERS]
+)
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_file_holds_one_resource_and_says_what_it_is_for(name: str) -> None:
+    text = MANIFESTS[name].read_text()
+    assert text.startswith("# ")
+    assert len(list(yaml.safe_load_all(text))) == 1
+    document = DOCUMENTS[name]
+    assert document["kind"] == "Namespace" or document["metadata"]["namespace"] == "tokendial"
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_core_kinds_are_what_kubernetes_takes(name: str) -> None:
+    kubernetes_validate.validate(CORE[name], KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("name", RAY)
+def test_ray_kinds_are_what_kuberay_takes(name: str) -> None:
+    document = RAY[name]
+    path = CRDS / f"ray.io_{document['kind'].lower()}s.yaml"
+    if not path.exists():
+        pytest.skip(f"KubeRay's definitions are not at {CRDS}; set KUBERAY_CRDS to a folder that holds a release's")
+    # The definitions are a megabyte each, which the loader in C reads ten times as fast.
+    versions = yaml.load(path.read_text(), yaml.CSafeLoader)["spec"]["versions"]
+    schema = next(version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
+    # Checking a megabyte of schema against its own schema would take longer than everything else here.
+    error = next(jsonschema.Draft202012Validator(closed(schema)).iter_errors(document), None)
+    assert error is None, error and f"{error.json_path}: {error.message}"
+
+
+def closed(schema: Any) -> Any:
+    """A schema that refuses unknown fields, which Kubernetes would drop in silence."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items()}
+    if "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        found.setdefault(
+            "additionalProperties", schema.get("type") == "object" and "metadata" in schema.get("title", "")
+        )
+    return found
+
+
+def test_a_misspelt_field_of_a_ray_kind_is_refused() -> None:
+    schema = closed({"type": "object", "properties": {"spec": {"type": "object", "properties": {"a": {}}}}})
+    jsonschema.validate({"spec": {"a": 1}}, schema)
+    with pytest.raises(jsonschema.ValidationError, match="'b' was unexpected"):
+        jsonschema.validate({"spec": {"b": 1}}, schema)
+
+
+@every_pod
+def test_pods_run_as_an_ordinary_user_with_the_default_seccomp_profile(pod: dict[str, Any]) -> None:
+    context = pod["securityContext"]
+    assert context["runAsNonRoot"]
+    assert context["runAsUser"] > 0
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+@every_container
+def test_containers_have_limits_drop_privileges_and_name_a_release_of_their_image(container: dict[str, Any]) -> None:
+    resources = container["resources"]
+    assert {"cpu", "memory"} <= resources["requests"].keys()
+    assert {"cpu", "memory"} <= resources["limits"].keys()
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    _, colon, tag = container["image"].rpartition(":")
+    assert colon
+    assert tag != "latest"
+
+
+@every_container
+def test_secrets_come_by_reference_only(container: dict[str, Any]) -> None:
+    for variable in container.get("env", []):
+        if any(word in variable["name"] for word in ("PASSWORD", "TOKEN", "SECRET", "ACCESS_KEY")):
+            assert "value" not in variable
+            assert variable["valueFrom"]["secretKeyRef"]
+
+
+def test_no_manifest_holds_a_secret() -> None:
+    assert [name for name, document in DOCUMENTS.items() if document["kind"] == "Secret"] == []
+    settings = DOCUMENTS["kuberay/environment.yaml"]["data"]
+    assert not any(name.endswith(("PASSWORD", "_TOKEN", "SECRET", "_KEY")) for name in settings)
+
+
+def test_own_servers_are_probed_and_ray_leaves_that_to_kuberay() -> None:
+    for name in ("mlflow/deployment.yaml", "mlflow/postgres.yaml"):
+        for pod in pods(DOCUMENTS[name]):
+            assert all({"readinessProbe", "livenessProbe"} <= container.keys() for container in pod["containers"])
+
+
+def cluster_spec(document: dict[str, Any]) -> dict[str, Any]:
+    spec = document["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+
+
+@pytest.mark.parametrize("name", RAY)
+def test_ray_clusters_ask_for_a_token_and_keep_work_off_the_head(name: str) -> None:
+    spec = cluster_spec(RAY[name])
+    assert spec["authOptions"] == {"mode": "token", "secretName": "tokendial-ray-token"}
+    assert spec["rayVersion"] == pinned("ray")
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    standing = RAY[name]["kind"] in ("RayCluster", "RayService")
+    assert (spec.get("gcsFaultToleranceOptions", {}).get("backend") == "rocksdb") is standing
+
+
+def pinned(package: str) -> str:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return next(line.partition("==")[2] for line in lines if line.startswith(f"{package}=="))
+
+
+@pytest.mark.parametrize("name", [name for name, document in RAY.items() if document["kind"] == "RayJob"])
+def test_jobs_are_queued_continued_and_cleared_away(name: str) -> None:
+    document = RAY[name]
+    assert document["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
+    spec = document["spec"]
+    assert spec["backoffLimit"] > 0
+    assert "--name" in shlex.split(spec["entrypoint"])
+    assert spec["shutdownAfterJobFinishes"]
+    assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
+
+
+def test_the_training_jobs_command_is_one_that_this_tokendial_takes() -> None:
+    words = shlex.split(RAY["kuberay/job-train.yaml"]["spec"]["entrypoint"])
+    assert words[:4] == ["python", "-m", "tokendial", "train"]
+    experiment, *rest = words[4:]
+    config = resolve(experiment, rest[: rest.index("--name")], machine_cpus=None)
+    spec = cluster_spec(RAY["kuberay/job-train.yaml"])
+    assert config.workers == sum(group["replicas"] for group in spec["workerGroupSpecs"])
+
+
+def test_policies_close_the_namespace_and_open_it_pair_by_pair() -> None:
+    policies = {name: doc["spec"] for name, doc in DOCUMENTS.items() if doc["kind"] == "NetworkPolicy"}
+    assert policies["network/default.yaml"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    for name, spec in policies.items():
+        for rule in spec.get("ingress", []):
+            assert rule["from"], name
+            own = any("podSelector" in source for source in rule["from"]) and name == "network/ray.yaml"
+            assert own or rule["ports"], name
+
+
+def test_runtime_environments_are_what_ray_takes() -> None:
+    from ray.runtime_env import RuntimeEnv
+
+    plain = yaml.safe_load((CLUSTERS / "runtime-env.yaml").read_text())
+    assert plain["env_vars"]["PYTHONPATH"] == "platform:workloads:kernels"
+    RuntimeEnv(**plain)
+    for name, document in RAY.items():
+        if document["kind"] == "RayJob":
+            assert RuntimeEnv(**yaml.safe_load(document["spec"]["runtimeEnvYAML"])), name
+
+
+def test_the_gpu_cluster_is_what_rays_launcher_takes() -> None:
+    import json
+
+    import ray.autoscaler
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    config = yaml.safe_load((CLUSTERS / "aws" / "gpu.yaml").read_text())
+    jsonschema.validate(config, schema)
+    starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+    assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
+    assert "--dashboard-host=127.0.0.1" in starts[1]
+    assert config["provider"]["cache_stopped_nodes"] is False
+
+
+def test_images_are_pinned_and_run_as_an_ordinary_user() -> None:
+    lines = (CLUSTERS / "Dockerfile").read_text().splitlines()
+    stages = [line.split() for line in lines if line.startswith("FROM ")]
+    assert {stage[-1] for stage in stages} == {"base", "cpu", "cuda", "mlflow"}
+    assert all(":" in stage[1] and ":latest" not in stage[1] for stage in stages if stage[1] != "base")
+    installs = [line for line in lines if "pip install" in line]
+    assert all("-c constraints.txt" in line for line in installs)
+    user = next(number for number, line in enumerate(lines) if line.startswith("USER 1000"))
+    assert user < next(number for number, line in enumerate(lines) if "pip install" in line)
+    assert not any(line.startswith(("USER root", "USER 0")) for line in lines)
+    torch = next(line for line in installs if "torch==" in line)
+    assert f"torch=={pinned('torch')}" in torch
+
+
+def test_copied_files_exist_and_are_let_into_the_build() -> None:
+    lines = (CLUSTERS / "Dockerfile").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[2:-1]]
+    allowed = (CLUSTERS / "Dockerfile.dockerignore").read_text().splitlines()
+    assert all((ROOT / word).exists() for word in copied)
+    assert all(f"!{word}" in allowed for word in copied)
