@@ -28,7 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def offline(folder: Path) -> Any:
     """What `generate` of the exported folder answers to one request alone."""
-    model, processor = load(folder), load_processor(folder)
+    model: Any = load(folder)
+    processor = load_processor(folder)
 
     def answer(request: ServeRequest) -> str:
         told = [

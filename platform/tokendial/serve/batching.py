@@ -69,6 +69,7 @@ class Batcher:
         self._waiting: dict[int, _Entry] = {}
         self._running: dict[int, _Running] = {}
         self._waiting_s = [0.0] * governor.num_levels
+        self._running_s = 0.0
         self.new_tokens = 8.0
 
     @property
@@ -87,8 +88,7 @@ class Batcher:
 
     def ahead_s(self) -> list[float]:
         """Calibrated seconds of work that is waiting or running, at each level."""
-        running_s = sum(running.left_s for running in self._running.values())
-        return [max(0.0, seconds) + running_s for seconds in self._waiting_s]
+        return [max(0.0, seconds) + self._running_s for seconds in self._waiting_s]
 
     def retry_after_s(self) -> float:
         """When the queue will have drained by half, as things stand."""
@@ -168,21 +168,25 @@ class Batcher:
         token_s = self.governor.costs.token_s(choice.counts)
         left_s = self.governor.costs.share_s(choice.counts, expected)
         self._running[entry.ticket.id] = _Running(entry.ticket, left_s, (expected - 1) * token_s, token_s)
+        self._running_s += left_s
 
     def read(self, ticket_ids: Iterable[int]) -> None:
         """Started tickets have their first token."""
         for ticket_id in ticket_ids:
             running = self._running[ticket_id]
             running.left_s = max(running.token_s, running.decode_s)
+        self._sum_running()
 
     def stepped(self) -> None:
         """Every started ticket has one more token; one that outlives expectation is expected to end next."""
         for running in self._running.values():
             running.left_s = max(running.token_s, running.left_s - running.token_s)
+        self._sum_running()
 
     def leave(self, ticket_id: int, new_tokens: int | None = None) -> None:
         """A started ticket is done, or given up; `new_tokens` of a whole answer are learned from."""
         del self._running[ticket_id]
+        self._sum_running()
         if new_tokens is not None:
             self.new_tokens += 0.05 * (new_tokens - self.new_tokens)
 
@@ -192,6 +196,9 @@ class Batcher:
             entry.work_s = self.governor.work_s(entry.ticket.terms, self._expected(entry.ticket))
         self._waiting_s = [sum(column) for column in zip(*(e.work_s for e in self._waiting.values()), strict=True)]
         self._waiting_s = self._waiting_s or [0.0] * self.governor.num_levels
+
+    def _sum_running(self) -> None:
+        self._running_s = sum(running.left_s for running in self._running.values())
 
     def _expected(self, ticket: Ticket) -> float:
         return min(self.new_tokens, ticket.max_new_tokens)

@@ -116,7 +116,7 @@ class Engine:
         counts = sorted(self._ladder.rungs)
         costs = await self._on_thread(lambda: calibrate(self._serving, counts, self.settings.slots, pixels, prompt))
         with self._loop.lock:
-            self._batcher.governor.costs = costs
+            self._batcher.governor.recost(costs)
             self._batcher.reprice()
         self._ladder = self._ladder.measured(costs, _ASSUMED_NEW_TOKENS, self._serving.device)
 

@@ -10,6 +10,7 @@ some time. Up after `_HOLD_S` during which a higher level would have fitted well
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from typing import Literal
 
@@ -62,6 +63,9 @@ class Governor:
         self.level = 0
         self.scale = 1.0
         self.costs = costs
+        # Asked for again and again: few different requests come.
+        self._plan = lru_cache(1024)(self._planned)
+        self._shares = lru_cache(1024)(self._shared)
         self._quality = dict(quality)
         self._floor = floor_quality
         self._steps = tuple(efficient)
@@ -87,18 +91,27 @@ class Governor:
     def bar(self, counts: Collection[int]) -> bool:
         """Bend to none of these counts from now on; whether that changes anything."""
         changed = frozenset(counts) != self._barred
-        self._barred = frozenset(counts)
+        if changed:
+            self._barred = frozenset(counts)
+            self._plan.cache_clear()
         return changed
 
-    def counts(self, terms: Terms, level: int) -> tuple[int, ...]:
-        """What a request gets at a level."""
-        cap = self.cap(level)
-        if cap is None or not terms.may_bend or self.mode == "off":
-            return terms.wanted
-        return tuple(
-            wanted if exact else self._bent(wanted, cap, max(terms.min_quality, self._floor))
-            for wanted, exact in zip(terms.wanted, terms.exact, strict=True)
-        )
+    def recost(self, costs: Costs) -> None:
+        """Reckon with these costs from now on."""
+        self.costs = costs
+        self.scale = 1.0
+        self._shares.cache_clear()
+
+    def plan(self, terms: Terms) -> tuple[tuple[int, ...], ...]:
+        """What a request gets at each level."""
+        if not terms.may_bend or self.mode == "off":
+            return (terms.wanted,) * self.num_levels
+        return self._plan(terms.wanted, terms.exact, max(terms.min_quality, self._floor))
+
+    def _planned(self, wanted: tuple[int, ...], exact: tuple[bool, ...], floor: float) -> tuple[tuple[int, ...], ...]:
+        images = list(zip(wanted, exact, strict=True))
+        bent = (tuple(full if fixed else self._bent(full, cap, floor) for full, fixed in images) for cap in self._steps)
+        return (wanted, *bent)
 
     def _bent(self, wanted: int, cap: int, floor: float) -> int:
         """The largest allowed count up to the cap; where all allowed ones lie above it, the smallest of them."""
@@ -113,7 +126,11 @@ class Governor:
 
     def work_s(self, terms: Terms, new_tokens: float) -> tuple[float, ...]:
         """Seconds of the replica that a request takes at each level, as calibrated."""
-        return tuple(self.costs.share_s(self.counts(terms, level), new_tokens) for level in range(self.num_levels))
+        shares = [self._shares(counts) for counts in self.plan(terms)]
+        return tuple(read_s + max(0.0, new_tokens - 1) * token_s for read_s, token_s in shares)
+
+    def _shared(self, counts: tuple[int, ...]) -> tuple[float, float]:
+        return self.costs.share_s(counts, 1), self.costs.token_s(counts)
 
     def arrived(self, now: float, work_s: Sequence[float]) -> None:
         """Note work that was asked for, refused or not."""
@@ -156,28 +173,28 @@ class Governor:
         """Whether an answer is to be expected within the target, at the level that bends most."""
         if self.mode != "on" or ahead_s[-1] == 0:
             return True
-        alone_s = self.costs.alone_s(self.counts(terms, self.num_levels - 1), new_tokens)
+        alone_s = self.costs.alone_s(self.plan(terms)[-1], new_tokens)
         target_s = self.target_s if terms.target_s == inf else terms.target_s
         return self.scale * (ahead_s[-1] + alone_s) <= _ADMIT * target_s
 
     def choose(self, terms: Terms, waited_s: float, new_tokens: float) -> Choice:
         """The counts of a request that starts now."""
-        level = self.level
-        while level + 1 < self.num_levels and self._late(terms, level, waited_s, new_tokens):
-            level += 1
-        bent = self.counts(terms, level)
+        plan = self.plan(terms)
+        bent = plan[self.level]
+        if terms.may_bend and terms.target_s < inf:
+            bent = self._in_time(plan[self.level :], terms.target_s - waited_s, new_tokens)
         if bent == terms.wanted:
             return Choice(terms.wanted, terms.reason, bent)
         if self.mode == "shadow":
             return Choice(terms.wanted, "shadow", bent)
-        return Choice(bent, "bent" if self.counts(terms, self.level) != terms.wanted else "target", bent)
+        return Choice(bent, "bent" if plan[self.level] != terms.wanted else "target", bent)
 
-    def _late(self, terms: Terms, level: int, waited_s: float, new_tokens: float) -> bool:
-        """Whether a request with a target of its own would miss it at a level."""
-        if not terms.may_bend or terms.target_s == inf:
-            return False
-        alone_s = self.costs.alone_s(self.counts(terms, level), new_tokens)
-        return waited_s + self.scale * alone_s > _ADMIT * terms.target_s
+    def _in_time(self, plan: Sequence[tuple[int, ...]], left_s: float, new_tokens: float) -> tuple[int, ...]:
+        """The first counts whose answer is expected within what is left of a target; the last where none is."""
+        for counts in plan:
+            if self.scale * self.costs.alone_s(counts, new_tokens) <= _ADMIT * left_s:
+                return counts
+        return plan[-1]
 
     def corrected(self, predicted_s: float, took_s: float) -> None:
         """Learn how far this machine is from its calibration just now."""

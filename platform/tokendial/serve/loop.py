@@ -211,7 +211,9 @@ class Loop:
 
     def _end_complete(self, jobs: Sequence[Job]) -> None:
         """End the answers that are complete, and free their slots."""
-        reasons = {job: reason for job in jobs if (reason := self._finish_reason(job)) is not None}
+        reasons: dict[Job, FinishReason] = {
+            job: reason for job in jobs if (reason := self._finish_reason(job)) is not None
+        }
         if not reasons:
             return
         for job in reasons:

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from tokendial_workloads.images import decode_image
 
 from .export import load, load_processor
+from .model import TokendialForConditionalGeneration
 from .prompting import PromptWriter
 from .slots import SlotCache
 
@@ -23,7 +24,8 @@ class VlmServing:
     """Tower, projector and language model on one device, in evaluation mode, with their slots."""
 
     def __init__(self, folder: str | Path, device: torch.device, dtype: torch.dtype, num_slots: int) -> None:
-        self._model = load(folder).to(device, dtype)
+        model: Any = load(folder)
+        self._model: TokendialForConditionalGeneration = model.to(device, dtype)
         self._processor = load_processor(folder)
         self._writer = PromptWriter(self._processor)
         self._device, self._dtype = device, dtype

@@ -89,8 +89,9 @@ class SlotCache(Cache):
     def fill(self, prompt: DynamicCache, lengths: Sequence[int]) -> None:
         """Take over a prefill of right-padded rows, `lengths` long, into the next free slots."""
         assert self.used + len(lengths) <= self.num_slots, f"{self.used} + {len(lengths)} of {self.num_slots} slots"
-        for slots, layer in zip(self._slots, prompt.layers, strict=True):
-            slots.fill(self.used, layer.keys, layer.values)  # pyright: ignore[reportArgumentType]
+        layers: list[Any] = prompt.layers
+        for slots, layer in zip(self._slots, layers, strict=True):
+            slots.fill(self.used, layer.keys, layer.values)
         self._lengths[self.used : self.used + len(lengths)] = lengths
         self.used += len(lengths)
         self._note()
