@@ -1,4 +1,4 @@
-"""The one naming scheme of what is measured: MLflow paths `<part>/<noun>[/k<count>]`, and Prometheus series `SERVE`."""
+"""The one naming scheme of what is measured: MLflow paths `<part>/<noun>[/k<count>]`, and Prometheus series."""
 
 import re
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ CURVE_QUALITY = "curve/quality"
 CURVE_LOW = "curve/quality_low"
 CURVE_HIGH = "curve/quality_high"
 AUTC = "autc"
+SEARCH_BEST = "search/best"
 
 # What MLflow takes without escaping.
 NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.-]+)*")
@@ -51,6 +52,11 @@ def measure(name: str, count: int) -> str:
 def regret(count: int) -> str:
     """Twin's quality minus the flexible model's at the twin's count."""
     return f"regret/k{count}"
+
+
+def search_objective(name: str) -> str:
+    """An objective of a search's trials, step = trial."""
+    return f"search/{name}"
 
 
 def _slug(text: str) -> str:
@@ -137,4 +143,39 @@ SERVE: tuple[Series, ...] = (
     Series(
         "tokendial_serve_start_seconds", "gauge", "Parts of the newest replica's start.", ("model", "replica", "part")
     ),
+)
+
+# Of training workers and of a search's driver, exposed by Ray on each node as `ray_<name>`. `run` is the run's name;
+# `rank` a training worker. Rank 0 speaks for the run, and each rank of its own steps.
+STEP_SECONDS_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
+
+TRAIN: tuple[Series, ...] = (
+    Series("tokendial_train_planned_steps", "gauge", "Optimizer steps planned.", ("run",)),
+    Series("tokendial_train_done_steps", "gauge", "Optimizer steps a rank has done.", ("run", "rank")),
+    Series("tokendial_train_loss_nats", "gauge", "Loss per answer token of a count's last step.", ("run", "count")),
+    Series("tokendial_train_gradient_norm", "gauge", "Gradient norm of the last step, before clipping.", ("run",)),
+    Series(
+        "tokendial_train_step_seconds",
+        "histogram",
+        "Optimizer steps, by count.",
+        ("run", "count"),
+        STEP_SECONDS_BUCKETS,
+    ),
+    Series("tokendial_train_visual_tokens", "counter", "Visual tokens trained on.", ("run", "count")),
+    Series("tokendial_train_text_tokens", "counter", "Text tokens trained on.", ("run", "count")),
+    Series("tokendial_train_examples", "counter", "Examples trained on.", ("run", "count")),
+    Series("tokendial_train_flops", "counter", "FLOPs as executed.", ("run", "count")),
+    Series("tokendial_train_skipped_batches", "gauge", "Batches passed over as not finite.", ("run",)),
+    Series("tokendial_train_checkpoint_steps", "gauge", "Step of the newest committed checkpoint.", ("run",)),
+    Series("tokendial_train_checkpoint_timestamp_seconds", "gauge", "When it was committed.", ("run",)),
+    Series("tokendial_train_validation_quality_ratio", "gauge", "Validation quality by count.", ("run", "count")),
+)
+
+SEARCH: tuple[Series, ...] = (
+    Series("tokendial_search_trials", "gauge", "Trials by state: running, finished, pruned, failed.", ("run", "state")),
+    Series("tokendial_search_planned_trials", "gauge", "Trials planned.", ("run",)),
+    Series("tokendial_search_best_autc_ratio", "gauge", "Best area under a trial's validation curve.", ("run",)),
+    Series("tokendial_search_best_quality_ratio", "gauge", "The best trial's quality by count.", ("run", "count")),
+    Series("tokendial_search_spent_flops", "gauge", "FLOPs that trials have spent.", ("run",)),
+    Series("tokendial_search_budget_flops", "gauge", "FLOPs that the search may spend.", ("run",)),
 )

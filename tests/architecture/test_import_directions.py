@@ -20,6 +20,7 @@ OWNERS = {
     "ray.serve": ("tokendial.serve",),
     "ray.train": ("tokendial.train", "tokendial.search", "tokendial.bench"),
     "ray.tune": ("tokendial.search",),
+    "ray.util.metrics": ("tokendial.gauges",),
     "triton": ("tokendial_kernels",),
 }
 

@@ -7,6 +7,7 @@ at the end: the model's tensors as safetensors). A folder without a manifest, or
 import hashlib
 import logging
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,11 @@ def verified(folder: Path) -> Checkpoint | str:
 
 
 class Writer:
-    """Commits checkpoints off the training thread: hash, manifest, retention. One at a time, in order."""
+    """Commits checkpoints off the training thread: hash, manifest, retention, then `committed`. One at a time, in order."""
 
-    def __init__(self, root: Path, keep: int) -> None:
+    def __init__(self, root: Path, keep: int, committed: Callable[[int], None] = lambda step: None) -> None:
         self._root = root
+        self._committed = committed
         self._keep = keep
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -99,6 +101,7 @@ class Writer:
 
     def _commit(self, folder: Path, manifest: Manifest) -> None:
         seal(folder, manifest)
+        self._committed(manifest.step)
         self._retire(folder)
 
     def _retire(self, fresh: Path) -> None:

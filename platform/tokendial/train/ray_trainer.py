@@ -200,6 +200,7 @@ def _worker(payload: dict[str, Any]) -> None:
     environment.apply()
     sys.path += [folder for folder in payload["path"] if folder not in sys.path]
     import torch
+    from tokendial.gauges import TrainingGauges
     from tokendial.tracking.system import SystemMonitor
     from tokendial.tracking.writer import MetricWriter
 
@@ -213,6 +214,12 @@ def _worker(payload: dict[str, Any]) -> None:
     where = tracking["uri"], tracking["run_id"], Path(order.folder) / "tracking"
     writer = MetricWriter(*where) if rank == 0 else None
     monitor = SystemMonitor(*where) if context.get_local_rank() == 0 else None
+    gauges = TrainingGauges(Path(order.folder).name, rank, order.horizon)
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        if writer is not None:
+            writer.log(step, values)
+            gauges.logged(values)
 
     def progress(latest: Mapping[str, Any]) -> None:
         if rank == 0:
@@ -222,9 +229,11 @@ def _worker(payload: dict[str, Any]) -> None:
         rank=rank,
         world=context.get_world_size(),
         device=get_device(),
-        log=lambda step, metrics: writer.log(step, metrics) if writer else None,
+        log=log,
         progress=progress,
         flush=lambda: writer.flush() if writer else None,
+        stepped=lambda state: gauges.stepped(state.step, len(state.skipped), state.ledger),
+        committed=gauges.committed,
     )
     try:
         work(order, seat)

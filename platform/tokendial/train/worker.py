@@ -54,6 +54,7 @@ class Order:
 class Seat:
     """Which worker this is, and how it reports: `log` metrics at a step (rank 0), `progress` for a person's eyes.
 
+    `stepped` hears of every optimizer step on every rank, `committed` of every checkpoint on rank 0.
     `flush` returns once what was logged survives this process, which must be so before a checkpoint is committed.
     `patient` is the group in which workers wait for one another; gradients go through the default one.
     """
@@ -64,6 +65,8 @@ class Seat:
     log: Callable[[int, Mapping[str, float]], None]
     progress: Callable[[Mapping[str, Any]], None]
     flush: Callable[[], None] = lambda: None
+    stepped: Callable[[State], None] = lambda state: None
+    committed: Callable[[int], None] = lambda step: None
     patient: dist.ProcessGroup | None = None
 
 
@@ -85,7 +88,7 @@ def work(order: Order, seat: Seat) -> None:
         seat = replace(seat, patient=dist.new_group(backend="gloo", timeout=PATIENCE))
     job = _job(config, order, seat)
     if seat.rank == 0:
-        shelf.writer = ck.Writer(shelf.root, config.checkpoint.keep)
+        shelf.writer = ck.Writer(shelf.root, config.checkpoint.keep, seat.committed)
     plans = stage_plans(config, order.horizon)
     skipped: set[int] = set()
     while True:
@@ -183,6 +186,7 @@ def _reporter(
     every, validate = job.config.checkpoint.every, job.config.evaluation.every
 
     def after_step(state: State, measured: Mapping[str, float]) -> None:
+        seat.stepped(state)
         if seat.rank == 0:
             seat.log(state.step, measured)
             shown = {name.removeprefix("train/"): value for name, value in measured.items()}
