@@ -75,7 +75,7 @@ def verified(folder: Path) -> Checkpoint | str:
 
 
 class Writer:
-    """Commits checkpoints off the training thread: hash, manifest, retention, then `committed`. One at a time, in order."""
+    """Commits checkpoints off the training thread, in order: hash, manifest, a call of `committed`, retention."""
 
     def __init__(self, root: Path, keep: int, committed: Callable[[int], None] = lambda step: None) -> None:
         self._root = root
