@@ -100,11 +100,11 @@ def simulate(
                 continue
             one.choice = Choice((), "largest", ())
 
-    def take(predicted_s: float) -> None:
+    def take(took_s: float, predicted_s: float) -> None:
         nonlocal now
-        now += slowdown * predicted_s
+        now += slowdown * took_s
         admit(now)
-        chosen.corrected(predicted_s, slowdown * predicted_s)
+        chosen.corrected(predicted_s, slowdown * took_s)
 
     while upcoming or batcher.num_waiting or running:
         if not batcher.num_waiting and not running:
@@ -118,10 +118,10 @@ def simulate(
             for number, choice in start.choices.items():
                 waiting[number].choice = choice
                 running[number] = 1
-            take(COSTS.read_s(counts, len(start.choices)))
+            take(*(costs.read_s(counts, len(start.choices)) for costs in (COSTS, chosen.costs)))
             batcher.read(start.choices)
         if running:
-            take(COSTS.decode_s(256, len(running)))
+            take(*(costs.decode_s(256, len(running)) for costs in (COSTS, chosen.costs)))
             batcher.stepped()
             running = {number: written + 1 for number, written in running.items()}
             for number in [number for number, written in running.items() if written >= NEW_TOKENS]:

@@ -73,6 +73,7 @@ class Governor:
         self._arrivals: deque[tuple[float, tuple[float, ...]]] = deque()
         self._demand = [0.0] * self.num_levels
         self._fits_since: float | None = None
+        self._looked = -inf
 
     @property
     def num_levels(self) -> int:
@@ -141,6 +142,10 @@ class Governor:
     def update(self, now: float, ahead_s: Sequence[float]) -> int:
         """The level from here on, given the calibrated seconds of work ahead at each level."""
         self._forget(now)
+        if now - self._looked >= _HOLD_S:
+            # Nobody looks where there is nothing to do, which is a load that fits well.
+            self._fits_since = self._looked
+        self._looked = now
         fits = self._first(ahead_s, _BUDGET, _DEMAND)
         fits_well = self._first(ahead_s, _BUDGET_UP, _DEMAND_UP)
         if fits > self.level:
