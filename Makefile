@@ -3,7 +3,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint gpu
+.PHONY: help setup demo test test-all lint gpu mlflow system-deps
 
 PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 WARM_LIMIT_S ?= 600
@@ -22,6 +22,8 @@ help:
 	echo "make test-all  all tests that need no GPU"
 	echo "make lint      ruff and pyright"
 	echo "make gpu       kernel tests and benchmarks on a CUDA device"
+	echo "make mlflow    tracking server on http://127.0.0.1:5000 over ./runs"
+	echo "make system-deps  Prometheus and Chromium for the tests that use them (Debian, as root)"
 
 setup: .venv/.ready
 
@@ -62,3 +64,17 @@ lint: .venv/.ready
 
 gpu: .venv/.ready
 	@$(BIN)/python -m tokendial_kernels.bench --device cuda
+
+# Only requests to these hosts are answered, no jobs run on the server, and no pickle is loaded.
+mlflow: .venv/.ready
+	@mkdir -p "$${TOKENDIAL_HOME:-runs}"
+	cd "$${TOKENDIAL_HOME:-runs}"
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false exec $(CURDIR)/$(BIN)/mlflow server \
+	  --host 127.0.0.1 --port $${PORT:-5000} --workers 2 --allowed-hosts 'localhost:*,127.0.0.1:*' \
+	  --backend-store-uri sqlite:///mlflow.db --artifacts-destination mlartifacts
+
+system-deps:
+	@apt-get update
+	apt-get install -y --no-install-recommends prometheus chromium
+	# The tests start Prometheus themselves, on loopback; Debian's service would listen on every interface.
+	if [ -d /run/systemd/system ]; then systemctl disable --now prometheus; fi

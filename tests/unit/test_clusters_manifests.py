@@ -25,7 +25,12 @@ MANIFESTS = {
 }
 DOCUMENTS: Mapping[str, dict[str, Any]] = {name: yaml.safe_load(path.read_text()) for name, path in MANIFESTS.items()}
 RAY = {name: document for name, document in DOCUMENTS.items() if document["apiVersion"].startswith("ray.io/")}
-CORE = {name: document for name, document in DOCUMENTS.items() if name not in RAY}
+OPERATORS = ("monitoring.coreos.com/",)
+CORE = {
+    name: document
+    for name, document in DOCUMENTS.items()
+    if name not in RAY and not document["apiVersion"].startswith(OPERATORS)
+}
 
 
 def pods(node: Any) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,174 @@
+"""Endpoints: requests, latency, the mix of counts, the governor, quality, replicas; from the endpoint's own page."""
+
+from panels import Panel, Row, made
+
+MODEL = '{model=~"$model"}'
+RATE = "[$__rate_interval]"
+
+
+def _rate(series: str, by: str) -> str:
+    return f"sum by ({by}) (rate(tokendial_serve_{series}_total{MODEL}{RATE}))"
+
+
+def _quantile(share: float, series: str, by: str) -> str:
+    buckets = f"rate(tokendial_serve_{series}_bucket{MODEL}{RATE})"
+    return f"histogram_quantile({share}, sum by (le, {by}) ({buckets}))"
+
+
+def _mean(series: str) -> str:
+    total, number = (f"sum(rate(tokendial_serve_{series}_{part}{MODEL}{RATE}))" for part in ("sum", "count"))
+    return f"{total} / {number}"
+
+
+ROWS = (
+    Row(
+        "Requests",
+        (
+            Panel(
+                "Answers", "Per second, by HTTP status.", "reqps", ((_rate("requests", "code"), "{{code}}"),), "stacked"
+            ),
+            Panel(
+                "Refusals",
+                "Per second, by cause.",
+                "reqps",
+                ((f"sum by (cause) (rate(tokendial_serve_refusals_total{RATE}))", "{{cause}}"),),
+                "stacked",
+            ),
+            Panel(
+                "Latency of whole answers",
+                "Median and 99th percentile, by count.",
+                "s",
+                (
+                    (_quantile(0.5, "latency_seconds", "count"), "{{count}} median"),
+                    (_quantile(0.99, "latency_seconds", "count"), "{{count}} 99 %"),
+                ),
+            ),
+            Panel(
+                "Time to the first piece",
+                "Of streams.",
+                "s",
+                (
+                    (_quantile(0.5, "first_token_seconds", "model"), "median"),
+                    (_quantile(0.99, "first_token_seconds", "model"), "99 %"),
+                ),
+            ),
+            Panel("Parts of an answer", "Median.", "s", ((_quantile(0.5, "stage_seconds", "stage"), "{{stage}}"),)),
+            Panel(
+                "Tokens generated",
+                "Per second, by key.",
+                "short",
+                ((_rate("completion_tokens", "key"), "{{key}}"),),
+                "stacked",
+            ),
+        ),
+    ),
+    Row(
+        "The dial",
+        (
+            Panel("Images by count", "Per second.", "short", ((_rate("images", "count"), "{{count}}"),), "stacked"),
+            Panel(
+                "Images by reason",
+                "Per second: who chose the count.",
+                "short",
+                ((_rate("images", "reason"), "{{reason}}"),),
+                "stacked",
+            ),
+            Panel(
+                "Visual tokens used and wanted",
+                "Per second; between them lies what bending saved.",
+                "short",
+                (
+                    (_rate("visual_tokens", "model"), "{{model}} used"),
+                    (_rate("wanted_tokens", "model"), "{{model}} wanted"),
+                ),
+            ),
+            Panel(
+                "Governor",
+                "Rungs below the largest count, by replica.",
+                "short",
+                ((f"max by (model, replica) (tokendial_serve_governor_level_steps{MODEL})", "{{model}} {{replica}}"),),
+            ),
+            Panel(
+                "Agreement with full count",
+                "Bent answers equal to their replay; the floor rises when it falls.",
+                "percentunit",
+                ((f"min by (model, count) (tokendial_serve_agreement_ratio{MODEL})", "{{model}} {{count}}"),),
+                most=1,
+            ),
+            Panel(
+                "Expected quality",
+                "Mean of what answers were promised.",
+                "percentunit",
+                ((_mean("expected_quality_ratio"), "mean"),),
+                most=1,
+            ),
+        ),
+    ),
+    Row(
+        "Replicas",
+        (
+            Panel(
+                "Replicas",
+                "Engines that answer.",
+                "short",
+                ((f"max by (model) (tokendial_serve_replicas{MODEL})", "{{model}}"),),
+            ),
+            Panel(
+                "In the engines",
+                "Requests that wait and that hold a slot.",
+                "short",
+                (
+                    (
+                        f"sum by (model) (max by (model, replica) (tokendial_serve_queued_requests{MODEL}))",
+                        "{{model}} waiting",
+                    ),
+                    (
+                        f"sum by (model) (max by (model, replica) (tokendial_serve_running_requests{MODEL}))",
+                        "{{model}} running",
+                    ),
+                ),
+            ),
+            Panel(
+                "Visual tokens wanted in flight",
+                "At full quality: what replicas are added for.",
+                "short",
+                (
+                    (
+                        f"max by (model, replica) (tokendial_serve_inflight_wanted_tokens{MODEL})",
+                        "{{model}} {{replica}}",
+                    ),
+                ),
+            ),
+            Panel(
+                "Each replica's own ladder",
+                "Latency that it measured before it took traffic, by count.",
+                "s",
+                (
+                    (
+                        f"max by (replica, count) (tokendial_serve_measured_latency_seconds{MODEL})",
+                        "{{replica}} {{count}}",
+                    ),
+                ),
+            ),
+            Panel(
+                "Start of the newest replica",
+                "By part.",
+                "s",
+                ((f"max by (part) (tokendial_serve_start_seconds{MODEL})", "{{part}}"),),
+                "bars",
+            ),
+            Panel(
+                "Versions and retries",
+                "The version that takes traffic; changes and answers begun again in an hour.",
+                "short",
+                (
+                    (f"max by (model, version) (tokendial_serve_model_info{MODEL})", "{{model}} {{version}}"),
+                    ("sum by (outcome) (increase(tokendial_serve_model_changes_total[1h]))", "{{outcome}}"),
+                    (f"sum by (model) (increase(tokendial_serve_retries_total{MODEL}[1h]))", "{{model}} retries"),
+                ),
+            ),
+        ),
+    ),
+)
+
+BOARD = made("tokendial-serving", "tokendial · serving", "model", "tokendial_serve_requests_total", ROWS)
