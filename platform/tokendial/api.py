@@ -17,6 +17,7 @@ from tokendial.scores import Scores
 
 if TYPE_CHECKING:
     from tokendial.jobs import Order, Standing
+    from tokendial.search.found import SearchResult
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -47,6 +48,23 @@ def train(
     from tokendial.train.driver import train as drive
 
     return drive(config, name=name, new=new, source=source, progress=progress)
+
+
+def search(
+    experiment: str, overrides: Sequence[str] = (), new: bool = False, progress: Progress = _silent, **options: Any
+) -> SearchResult:
+    """Find the token schedule, or anything else of a configuration, at equal compute; continue or return a search.
+
+    Args:
+        experiment: its name; overrides with lists (`seed=0,1,2`) are searched.
+        options: see `tokendial.search.drive.plan_search`.
+
+    Raises:
+        ConfigError: the input is bad. WorkFailed: every trial failed.
+    """
+    from tokendial.search import drive
+
+    return drive.search(drive.plan_search(experiment, overrides, **options), new=new, progress=progress)
 
 
 def evaluate(

@@ -1,0 +1,1 @@
+"""Searching for the token schedule at equal compute."""

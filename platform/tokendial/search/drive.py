@@ -1,0 +1,171 @@
+"""The driver of a search: plan it, hold its lease, track it, have its trials run, and say what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokendial import environment, identity, runs
+from tokendial.contracts import RunConfig
+from tokendial.experiments import ConfigError
+from tokendial.failures import Terminated, WorkFailed
+from tokendial.resolve import resolve
+from tokendial.search import budget as allowance
+from tokendial.search import suggest, warm
+from tokendial.search.desk import Desk, check_candidates
+from tokendial.search.found import SearchResult, base_costs, find_search, read_plan, summarise
+from tokendial.search.plan import SearchPlan, check_base, check_request, make_plan, refuse_changes
+from tokendial.search.space import Space, default_space, lists, load_space, scalars
+from tokendial.train.driver import sigterm_raises
+
+Progress = Callable[[Mapping[str, Any]], None]
+DEFAULT_TRIALS = 16
+
+
+def plan_search(
+    experiment: str,
+    overrides: Sequence[str] = (),
+    algorithm: str | None = None,
+    objectives: Sequence[str] = ("autc",),
+    trials: int | None = None,
+    space: str | None = None,
+    budget: str | None = None,
+    per_trial: bool = False,
+    seed: int = 0,
+    limit_s: float = 600.0,
+    name: str | None = None,
+) -> SearchPlan:
+    """A checked plan; raises ConfigError before anything heavy starts.
+
+    Args:
+        experiment, overrides: what trials have in common; overrides with lists are the space, each list a Choice.
+        algorithm: a name of `suggest.ALGORITHMS`; default grid where lists are given, else asha.
+        objectives: names of `objective.OBJECTIVES`, the first of which ranks trials.
+        trials: how many; a grid runs every combination.
+        space: `my_space.py:function`; default the token schedule itself.
+        budget: of the whole search, or with `per_trial` of each trial: FLOPs, wall time or worker-hours.
+        seed: of the search; trials have the experiment's.
+        limit_s: seconds without progress after which a trial has failed.
+        name: of the search; default from everything above.
+    """
+    single, several = lists(overrides)
+    base = resolve(experiment, single)
+    if space is not None and several:
+        raise ConfigError(f"{', '.join(several)} lists values beside --space; put them into the space as Choice(...)")
+    domains: Space = load_space(space) if space else several or default_space(base)
+    algorithm = algorithm or ("grid" if several else "asha")
+    check_request(algorithm, objectives, domains, trials)
+    check_base(base, domains)
+    number = len(suggest.grid(scalars(domains))) if algorithm == "grid" else trials or DEFAULT_TRIALS
+    if number < 1:
+        raise ConfigError(f"--trials {number} must be at least 1")
+    who = identity.capture()
+    shares = warm.tower_steps(base) > 0
+    plan = make_plan(
+        domains,
+        name=name,
+        experiment=experiment,
+        overrides=tuple(single),
+        base=base.model_dump(mode="json"),
+        algorithm=algorithm,
+        objectives=tuple(objectives),
+        seed=seed,
+        trials=number,
+        allowance=f"{budget or 'own'}{' per trial' if per_trial else ''}",
+        flops=0.0,
+        shares_tower=shares,
+        limit_s=limit_s,
+        user=who.user,
+        commit=who.commit,
+    )
+    wanted = allowance.parse(budget, per_trial) if budget else None
+    plan = plan.model_copy(update={"flops": _flops(plan, wanted, warm.without_tower(base) if shares else base)})
+    check_candidates(plan)
+    return plan
+
+
+def _flops(plan: SearchPlan, wanted: allowance.Budget | None, config: RunConfig[Any]) -> float:
+    """The allowance of each trial: what it came to when the search began, else worked out (time is measured) now."""
+    folder = find_search(plan.name)
+    if folder is not None:
+        return read_plan(folder).flops
+    return allowance.flops_per_trial(wanted, config, plan.trials, slots_of(config), allowance.measured_speed)
+
+
+def slots_of(config: RunConfig[Any]) -> int:
+    """Trials that fit this machine at once."""
+    from tokendial import machine
+
+    devices = machine.gpus() or machine.cpus()
+    return max(1, devices // config.workers)
+
+
+def search(plan: SearchPlan, new: bool = False, progress: Progress = lambda latest: None) -> SearchResult:
+    """Run what is missing of a search and return what it found; a finished one is returned at once."""
+    if new:
+        plan = plan.model_copy(update={"name": runs.fresh_name(plan.name)})
+    folder = runs.home() / plan.name
+    if (folder / "run.json").exists():
+        raise ConfigError(f"{plan.name!r} is a run; give the search another --name")
+    if (folder / "plan.json").exists():
+        before = read_plan(folder)
+        refuse_changes(before, plan)
+        plan = plan.model_copy(update={"trials": max(plan.trials, before.trials)})
+    folder.mkdir(parents=True, exist_ok=True)
+    with runs.Run(folder).lease(), sigterm_raises():
+        runs.write_atomically(folder / "plan.json", plan.model_dump_json(indent=2))
+        desk = Desk(plan, folder)
+        if desk.finished and (folder / "result.json").exists():
+            return SearchResult.read(folder)
+        return _worked(plan, desk, folder, progress)
+
+
+def _worked(plan: SearchPlan, desk: Desk, folder: Path, progress: Progress) -> SearchResult:
+    from tokendial.tracking import resolve_uri
+    from tokendial.tracking.searches import SearchRecord
+    from tokendial.train import ray_trainer
+
+    environment.apply()
+    progress({"stage": "preparing"})
+    uri = resolve_uri(desk.base.tracking.uri, runs.home())
+    record = SearchRecord(uri, folder, plan)
+    status, failure = "FAILED", "it ended without a result"
+    try:
+        ray_trainer.connect()
+        record.open()
+        devices = ray_trainer.cluster_gpus() or ray_trainer.cluster_cpus()
+        slots = max(1, min(devices // desk.base.workers, plan.trials))
+        if not desk.finished:
+            from tokendial.search import tuning
+
+            tuning.run(desk, folder, slots, _Board(plan, desk, progress).show, record.told)
+        progress({"stage": "report"})
+        result = summarise(plan, desk.book, folder, base_costs(plan))
+        status, failure = "FINISHED", None
+        if result.best is None:
+            raise WorkFailed(f"all {len(result.trials)} trials failed; first: {result.trials[0].outcome.cause}")
+    except (KeyboardInterrupt, Terminated):
+        status, failure = "KILLED", "it was stopped; the same command continues it"
+        raise
+    except (WorkFailed, ConfigError, OSError) as error:
+        status, failure = "FAILED", str(error)
+        raise
+    finally:
+        record.close(status, failure)
+    return result
+
+
+class _Board:
+    """Progress of a search as one line: trials done, and where those in progress are."""
+
+    def __init__(self, plan: SearchPlan, desk: Desk, progress: Progress) -> None:
+        self._plan, self._desk, self._progress = plan, desk, progress
+        self._places: dict[int, str] = {}
+
+    def show(self, number: int, place: Mapping[str, Any]) -> None:
+        where = f"{place['step']}/{place['total']}" if "total" in place else place.get("stage", "starting")
+        self._places[number] = f"{number:03d} {where}"
+        done = {n: t for n, t in self._desk.book.trials.items() if t.outcome is not None}
+        running = [text for n, text in sorted(self._places.items()) if n not in done]
+        self._progress({"stage": "trials: " + ", ".join(running), "step": len(done), "total": self._plan.trials})

@@ -1,0 +1,229 @@
+"""What a search found: every trial, groups over seeds with intervals, the best, the Pareto front, what it took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tokendial import runs
+from tokendial.curve import Difference, Interval, ItemScores, TokenCurve, paired_difference, token_curve
+from tokendial.experiments import ConfigError
+from tokendial.scores import Scores
+from tokendial.search.objective import MINIMISED, envelope, hypervolume, pareto, worst_regret
+from tokendial.search.plan import SearchPlan, answer_costs
+from tokendial.search.trials import Book, Outcome, Trial
+
+
+class TrialRow(BaseModel):
+    """One trial; `regret` is how far its worst count is behind the best trial there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int
+    run: str
+    overrides: tuple[str, ...]
+    chosen: dict[str, Any]
+    outcome: Outcome
+    regret: tuple[int, float] | None = None
+
+
+class Group(BaseModel):
+    """Finished trials that differ only in their seed; `autc_ci` is over (seed, source item)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    trials: tuple[int, ...]
+    seeds: tuple[int, ...]
+    values: dict[str, float]
+    autc: float
+    autc_ci: Interval
+    behind: Difference | None = Field(default=None, description="AUTC of the best group minus this one's, paired")
+
+
+class SearchResult(BaseModel):
+    """`result.json` of a search, and the last line of `tokendial search --json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: str
+    experiment: str
+    algorithm: str
+    objectives: tuple[str, ...]
+    trials: tuple[TrialRow, ...]
+    groups: tuple[Group, ...] = Field(description="best first, by the mean of the first objective")
+    best: int | None = Field(description="the best trial of the best group; null where all failed")
+    front: tuple[int, ...] = Field(description="trials that no other beats in every objective")
+    costs: dict[int, float] = Field(description="FLOPs of one answer at each count")
+    hypervolume: float | None = Field(description="of all finished trials' curves together")
+    flops_per_trial: float
+    flops: float = Field(description="spent by trials, pruned and failed ones included")
+    tower_flops: float = Field(description="spent on warming the towers that trials shared")
+    accounting: float = Field(description="largest deviation of a finished trial from its allowance, relative")
+    utilisation: float | None = Field(description="seconds in optimizer steps over wall seconds × slots")
+    overhead_s: float | None = Field(description="median seconds of a finished trial outside its optimizer steps")
+    wall_seconds: float
+    report: str | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        return cls.model_validate_json((folder / "result.json").read_text("utf-8"))
+
+    def row(self, number: int) -> TrialRow:
+        return next(row for row in self.trials if row.number == number)
+
+
+def find_search(name: str) -> Path | None:
+    """The folder of the search of that name, if there is one."""
+    folder = runs.home() / name
+    return folder if (folder / "plan.json").is_file() else None
+
+
+def read_plan(folder: Path) -> SearchPlan:
+    return SearchPlan.model_validate_json((folder / "plan.json").read_text("utf-8"))
+
+
+def read_found(name: str) -> SearchResult:
+    """What a finished search found; raises ConfigError where there is none."""
+    folder = find_search(name)
+    if folder is None:
+        raise ConfigError(f"search {name!r} is not under {runs.home()}")
+    if not (folder / "result.json").exists():
+        done = sum(trial.outcome is not None for trial in Book(folder / "trials.jsonl").trials.values())
+        total = read_plan(folder).trials
+        raise ConfigError(
+            f"search {name!r} is not finished: {done} of {total} trials are done; its command continues it"
+        )
+    return SearchResult.read(folder)
+
+
+def summarise(plan: SearchPlan, book: Book, folder: Path, base_costs: Mapping[int, float]) -> SearchResult:
+    """Put the trials of a finished ledger together and write `result.json`."""
+    ended = [trial for trial in book.trials.values() if trial.outcome is not None]
+    finished = [trial for trial in ended if _outcome(trial).status == "FINISHED"]
+    best_curve = envelope(_outcome(trial).curve for trial in finished) if finished else {}
+    groups = _groups(plan, finished)
+    judged = [[_outcome(trial).values[name] for name in plan.objectives] for trial in finished]
+    front = pareto(judged, [name in MINIMISED for name in plan.objectives]) if finished else []
+    spent = [_outcome(trial).flops for trial in ended]
+    outside = sorted(_outcome(t).seconds - _outcome(t).trained_seconds for t in finished if _outcome(t).trained_seconds)
+    slot_seconds = sum(session.seconds * session.slots for session in book.sessions)
+    trained = sum(session.trained_seconds for session in book.sessions)
+    result = SearchResult(
+        name=plan.name,
+        experiment=plan.experiment,
+        algorithm=plan.algorithm,
+        objectives=plan.objectives,
+        trials=tuple(_row(trial, best_curve) for trial in sorted(ended, key=lambda trial: trial.number)),
+        groups=tuple(groups),
+        best=_best(plan, groups, finished),
+        front=tuple(finished[index].number for index in front),
+        costs=dict(base_costs),
+        hypervolume=hypervolume([_outcome(trial).curve for trial in finished], base_costs) if finished else None,
+        flops_per_trial=plan.flops,
+        flops=sum(spent),
+        tower_flops=_tower_flops(plan.name),
+        accounting=max((abs(_outcome(t).flops / plan.flops - 1) for t in finished), default=0.0),
+        utilisation=trained / slot_seconds if slot_seconds else None,
+        overhead_s=outside[len(outside) // 2] if outside else None,
+        wall_seconds=sum(session.seconds for session in book.sessions),
+    )
+    runs.write_atomically(folder / "result.json", result.model_dump_json(indent=1))
+    return result
+
+
+def _outcome(trial: Trial) -> Outcome:
+    assert trial.outcome is not None, f"trial {trial.number} has not ended"
+    return trial.outcome
+
+
+def _row(trial: Trial, best: Mapping[int, float]) -> TrialRow:
+    outcome = _outcome(trial)
+    return TrialRow(
+        number=trial.number,
+        run=trial.run,
+        overrides=trial.candidate.overrides,
+        chosen=dict(trial.candidate.chosen),
+        outcome=outcome,
+        regret=worst_regret(outcome.curve, best) if outcome.status == "FINISHED" else None,
+    )
+
+
+def _groups(plan: SearchPlan, finished: Sequence[Trial]) -> list[Group]:
+    """Trials grouped by all but the seed, best first, each held against the best over the seeds both have."""
+    members: dict[str, list[Trial]] = {}
+    for trial in finished:
+        members.setdefault(_outcome(trial).group, []).append(trial)
+    scores = {key: {_seed(t): _scores(t) for t in trials} for key, trials in members.items()}
+    means = {key: _means(plan, trials) for key, trials in members.items()}
+    first = plan.objectives[0]
+    ranked = sorted(members, key=lambda key: -means[key][first])
+    found = []
+    for key in ranked:
+        curve = _pooled(scores[key])
+        shared = scores[key].keys() & scores[ranked[0]].keys()
+        behind = paired_difference(scores[ranked[0]], scores[key]) if key != ranked[0] and shared else None
+        found.append(
+            Group(
+                label=label(members[key][0].candidate.overrides),
+                trials=tuple(trial.number for trial in members[key]),
+                seeds=tuple(sorted(scores[key])),
+                values=means[key],
+                autc=curve.autc,
+                autc_ci=curve.autc_ci,
+                behind=behind,
+            )
+        )
+    return found
+
+
+def _means(plan: SearchPlan, trials: Sequence[Trial]) -> dict[str, float]:
+    return {name: fmean(_outcome(trial).values[name] for trial in trials) for name in plan.objectives}
+
+
+def _best(plan: SearchPlan, groups: Sequence[Group], finished: Sequence[Trial]) -> int | None:
+    if not groups:
+        return None
+    values = {trial.number: _outcome(trial).values[plan.objectives[0]] for trial in finished}
+    return max(groups[0].trials, key=lambda number: values[number])
+
+
+def label(overrides: Sequence[str]) -> str:
+    """Overrides without the seed, as a row's name."""
+    return " ".join(line for line in overrides if not line.startswith("seed=")) or "the experiment itself"
+
+
+def _seed(trial: Trial) -> int:
+    seed = _outcome(trial).seed
+    return 0 if seed is None else seed
+
+
+def _scores(trial: Trial) -> ItemScores:
+    return Scores.read(runs.home() / trial.run / "scores.json").items
+
+
+def _pooled(scores: Mapping[int, ItemScores]) -> TokenCurve:
+    sources = [f"{seed}/{source}" for seed, items in scores.items() for source in items.sources]
+    counts = next(iter(scores.values())).counts
+    quality = {count: [value for items in scores.values() for value in items.quality[count]] for count in counts}
+    return token_curve(ItemScores(sources, quality))
+
+
+def _tower_flops(search: str) -> float:
+    """What the finished warm runs of a search have spent."""
+    total = 0.0
+    for path in runs.home().glob(f"{search}.tower-*/result.json"):
+        total += json.loads(path.read_text("utf-8"))["flops"]
+    return total
+
+
+def base_costs(plan: SearchPlan) -> dict[int, float]:
+    """FLOPs of an answer of the base model at each count of the grid."""
+    from tokendial.resolve import resolve
+
+    return answer_costs(resolve(plan.experiment, plan.overrides))

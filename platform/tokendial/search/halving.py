@@ -1,0 +1,27 @@
+"""Asynchronous successive halving on compute spent (Li et al. 2020, "A System for Massively Parallel Hyperparameter
+Tuning", MLSys): a trial that reaches a rung goes on if it is among the best 1/eta of those that reached it before.
+
+Rungs are shares of the trial's FLOP allowance, never optimizer steps: schedules change the cost of a step.
+"""
+
+from collections.abc import Sequence
+
+ETA = 3
+NUM_RUNGS = 2
+
+
+def rungs(eta: int = ETA, number: int = NUM_RUNGS) -> tuple[float, ...]:
+    """Shares of the allowance at which a trial is judged, rising; the whole allowance is not one."""
+    return tuple(eta ** -(number - index) for index in range(number))
+
+
+def reached(share: float, passed: int, shares: Sequence[float]) -> int | None:
+    """The highest rung that a trial at `share` of its allowance has come to and is not past yet."""
+    new = [index for index, rung in enumerate(shares) if index >= passed and share >= rung * (1 - 1e-9)]
+    return new[-1] if new else None
+
+
+def goes_on(score: float, others: Sequence[float], eta: int = ETA) -> bool:
+    """Whether a score at a rung is among the best 1/eta of itself and the scores recorded there before."""
+    room = max(1, (len(others) + 1) // eta) if len(others) + 1 >= eta else len(others) + 1
+    return sum(other > score for other in others) < room

@@ -1,0 +1,189 @@
+"""The Ray Tune side of a search: trials as function trainables, each with a Ray Train run inside. Only here is Tune.
+
+A trial driver holds no CPU, only a sliver of the head node, so that it never takes the place of the workers it waits
+for. Tune's own experiment state is not needed: the desk's ledger is what a search is continued from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.tune
+from ray.tune import PlacementGroupFactory, RunConfig, TuneConfig, Tuner
+from ray.tune.search import Searcher
+
+from tokendial import environment, runs
+from tokendial.failures import Terminated
+from tokendial.resolve import from_document
+from tokendial.search.desk import Desk, TrialOrder
+from tokendial.search.objective import value
+from tokendial.search.trial import POLL_S, Watch, allowance_spent, last_curve, pruned, run_trial
+from tokendial.search.trials import Outcome, Session
+
+SLIVER = {"node:__internal_head__": 0.001}
+REPORT_S = 2.0
+Progress = Callable[[int, Mapping[str, Any]], None]
+
+
+@ray.remote(num_cpus=0)
+class Stops:
+    """Which trials have to stop: `all` when the search was told to."""
+
+    def __init__(self) -> None:
+        self._numbers: set[int | str] = set()
+
+    def add(self, number: int | str) -> None:
+        self._numbers.add(number)
+
+    def has(self, number: int) -> str | None:
+        return "search" if "all" in self._numbers else "pruned" if number in self._numbers else None
+
+
+class _Suggestions(Searcher):
+    """Tune's view of the desk: trials are asked for, judged and entered there. Judgements go out through `Stops`."""
+
+    def __init__(self, desk: Desk, stops: Any, progress: Progress, told: Callable[[int, Outcome], None]) -> None:
+        super().__init__()
+        self._desk, self._stops, self._progress, self._on_told = desk, stops, progress, told
+        self._numbers: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> Any:
+        order = self._desk.ask()
+        if order is None:
+            return Searcher.FINISHED
+        self._numbers[trial_id] = order.number
+        # As text, because Tune takes nested mappings apart.
+        return {"order": json.dumps(asdict(order))}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        number = self._numbers[trial_id]
+        if "share" in result and not self._desk.judge(number, result["share"], result["score"]):
+            self._stops.add.remote(number)
+        self._progress(number, json.loads(result.get("place", "{}")))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self._numbers[trial_id]
+        document = (result or {}).get("outcome")
+        if document is not None:
+            fields = json.loads(document)
+            outcome = Outcome(**{**fields, "curve": {int(k): v for k, v in fields["curve"].items()}})
+        elif self._desk.closed:
+            return
+        else:
+            outcome = Outcome("FAILED", cause="the process of the trial died")
+        self._desk.tell(number, outcome)
+        self._on_told(number, outcome)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its searcher to disk; there is nothing in it that the ledger does not have."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        del checkpoint_path
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a search is continued from its own ledger")
+
+
+def run(
+    desk: Desk,
+    folder: Path,
+    slots: int,
+    progress: Progress,
+    told: Callable[[int, Outcome], None],
+) -> None:
+    """Run trials until the desk has no more, `slots` at once; told to stop, end the running ones and raise.
+
+    Tune runs in a thread of its own, where it leaves the signal handlers of this process alone.
+    """
+    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "RAY_AIR_NEW_OUTPUT"):
+        os.environ.setdefault(name, {"RAY_AIR_NEW_OUTPUT": "0"}.get(name, "1"))
+    stops = Stops.remote()
+    payload = {"stops": stops, "home": str(runs.home()), "cwd": os.getcwd(), "path": sys.path}
+    tuner = Tuner(
+        ray.tune.with_resources(
+            ray.tune.with_parameters(_trial, **payload), PlacementGroupFactory([SLIVER], strategy="PACK")
+        ),
+        tune_config=TuneConfig(
+            search_alg=_Suggestions(desk, stops, progress, told),
+            num_samples=-1,
+            max_concurrent_trials=slots,
+            reuse_actors=True,
+        ),
+        run_config=RunConfig(name=f"tune-{time.time_ns():x}", storage_path=str(folder / "ray"), verbose=0),
+    )
+    failure: list[BaseException] = []
+    began, before = time.monotonic(), _trained(desk)
+
+    def fit() -> None:
+        try:
+            tuner.fit()
+        # Whatever ends Tune is raised again in the thread that waits for it.
+        except BaseException as error:
+            failure.append(error)
+
+    tuning = threading.Thread(target=fit, name="tokendial-tune")
+    tuning.start()
+    try:
+        while tuning.is_alive():
+            tuning.join(POLL_S)
+    except (KeyboardInterrupt, Terminated):
+        desk.closed = True
+        stops.add.remote("all")
+        tuning.join()
+        raise
+    finally:
+        desk.book.worked(Session(time.monotonic() - began, slots, _trained(desk) - before))
+        ray.kill(stops)
+    if failure:
+        raise failure[0]
+
+
+def _trained(desk: Desk) -> float:
+    """Seconds of optimizer steps in the ledger."""
+    return sum(trial.outcome.trained_seconds for trial in desk.book.trials.values() if trial.outcome)
+
+
+def _trial(config: dict[str, Any], stops: Any, home: str, cwd: str, path: list[str]) -> None:
+    """Entry of one trial's process, which may have run another trial before."""
+    os.environ["TOKENDIAL_HOME"] = home
+    os.chdir(cwd)
+    sys.path += [folder for folder in path if folder not in sys.path]
+    environment.apply()
+    fields = json.loads(config["order"])
+    order = TrialOrder(**{**fields, "costs": {int(count): cost for count, cost in fields["costs"].items()}})
+    watch, began = Watch(), time.monotonic()
+    spent = allowance_spent(from_document(order.config)) if order.rungs else []
+    judged, reported = -1, 0.0
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(run_trial, order, watch)
+        while not wait([working], POLL_S).done:
+            why = ray.get(stops.has.remote(order.number))
+            if why is not None:
+                watch.stop.set()
+            watch.check(order.limit_s)
+            found = last_curve(order) if order.rungs else None
+            if found is not None and found[0] > judged:
+                judged = found[0]
+                score = value(order.objectives[0], found[1], order.costs)
+                ray.tune.report({"share": spent[judged] / spent[-1], "score": score, "place": json.dumps(watch.place)})
+            elif time.monotonic() - reported > REPORT_S:
+                reported = time.monotonic()
+                ray.tune.report({"place": json.dumps(watch.place)})
+        try:
+            outcome = working.result()
+        except Terminated:
+            if ray.get(stops.has.remote(order.number)) != "pruned":
+                return
+            outcome = pruned(order, began)
+    ray.tune.report({"outcome": json.dumps(asdict(outcome))})

@@ -1,0 +1,122 @@
+"""A search at the tracking server: one parent run with space, budget and result, and every trial's run as its child."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, RunTag
+
+from tokendial import metrics
+from tokendial.runs import write_atomically
+from tokendial.search.plan import SearchPlan
+from tokendial.search.trials import Book, Outcome, Trial
+from tokendial.tracking.opening import FOLDER, ensure_open, flatten, read_document
+from tokendial.tracking.server import AWAY, connect, logger, patient, probe, reason
+from tokendial.tracking.uri import redact
+
+_STATUS = {"FINISHED": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED"}
+
+
+class SearchRecord:
+    """The parent run of a search. A server that is away costs a warning; what it missed is told at the next `close`."""
+
+    def __init__(self, uri: str, folder: Path, plan: SearchPlan) -> None:
+        self._uri, self._folder, self._plan = uri, folder, plan
+        self._run_id: str | None = None
+        self._best = float("-inf")
+
+    def open(self) -> None:
+        """Open the parent run, the same one when the search is continued."""
+        plan, folder = self._plan, self._folder / FOLDER
+        folder.mkdir(exist_ok=True)
+        document = {
+            "key": read_document(folder / "opening.json").get("key") or uuid.uuid4().hex,
+            "name": plan.name,
+            "experiment": plan.base["tracking"]["experiment"] or plan.experiment,
+            "params": flatten(plan.model_dump(mode="json", include=_PARAMS)),
+            "tags": {
+                "mlflow.user": plan.user,
+                "mlflow.source.git.commit": plan.commit,
+                "mlflow.source.name": f"tokendial search {plan.experiment}",
+                "mlflow.source.type": "JOB",
+                "search.trials": str(plan.trials),
+                "search.flops_per_trial": f"{plan.flops:.6g}",
+            },
+            "datasets": [],
+            "config": plan.model_dump(mode="json"),
+            "diff": "",
+        }
+        write_atomically(folder / "opening.json", json.dumps(document))
+        self._reach(self._open)
+
+    def told(self, number: int, outcome: Outcome) -> None:
+        """Link a trial that has ended to the parent, and log its worth there at step = trial."""
+        self._reach(lambda client: self._told(client, number, outcome))
+
+    def close(self, status: str, failure: str | None) -> None:
+        """Link every trial, log figures and result, and give the parent its terminal status."""
+        self._reach(lambda client: self._close(client, status, failure))
+
+    def _open(self, client: MlflowClient) -> None:
+        self._run_id = ensure_open(client, self._uri, self._folder / FOLDER)
+
+    def _told(self, client: MlflowClient, number: int, outcome: Outcome) -> None:
+        if self._run_id is None:
+            return
+        self._link(client, number, outcome)
+        first = self._plan.objectives[0]
+        values = {metrics.search_objective(name): value for name, value in outcome.values.items()}
+        if outcome.status == "FINISHED" and outcome.values[first] > self._best:
+            self._best = outcome.values[first]
+            values[metrics.SEARCH_BEST] = self._best
+        rows = [Metric(name, value, 0, number) for name, value in values.items()]
+        client.log_batch(self._run_id, metrics=rows)
+
+    def _link(self, client: MlflowClient, number: int, outcome: Outcome) -> None:
+        if outcome.run_id is None:
+            return
+        tags = {
+            "mlflow.parentRunId": str(self._run_id),
+            "search": self._plan.name,
+            "search.trial": str(number),
+            "search.status": outcome.status,
+            **({"search.cause": outcome.cause} if outcome.cause else {}),
+        }
+        client.log_batch(outcome.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if client.get_run(outcome.run_id).info.status == "RUNNING":
+            client.set_terminated(outcome.run_id, _STATUS[outcome.status])
+
+    def _close(self, client: MlflowClient, status: str, failure: str | None) -> None:
+        self._run_id = ensure_open(client, self._uri, self._folder / FOLDER)
+        for trial in _ended(self._folder):
+            assert trial.outcome is not None, "only trials that ended are listed"
+            self._link(client, trial.number, trial.outcome)
+        with patient():
+            for name in ("result.json", "report.html", "trials.jsonl"):
+                if (self._folder / name).exists():
+                    client.log_artifact(self._run_id, str(self._folder / name))
+            for path in sorted((self._folder / "figures").glob("*.png")):
+                client.log_artifact(self._run_id, str(path), "figures")
+        if failure:
+            client.set_tag(self._run_id, "error", failure[:1000])
+        client.set_terminated(self._run_id, status)
+
+    def _reach(self, act: Callable[[MlflowClient], None]) -> None:
+        try:
+            probe(self._uri)
+            act(connect(self._uri))
+        except AWAY as error:
+            logger.warning(
+                "%s: the search is kept in %s: %s", redact(self._uri), self._folder, reason(error, self._uri)
+            )
+
+
+_PARAMS = {"experiment", "overrides", "space", "algorithm", "objectives", "seed", "allowance", "shares_tower"}
+
+
+def _ended(folder: Path) -> list[Trial]:
+    return [trial for trial in Book(folder / "trials.jsonl").trials.values() if trial.outcome is not None]
