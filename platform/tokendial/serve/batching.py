@@ -12,6 +12,8 @@ from math import inf
 
 from tokendial.serve.governor import Choice, Governor, Terms
 
+_STALL = 0.25
+
 
 @dataclass(frozen=True)
 class Ticket:
@@ -148,18 +150,24 @@ class Batcher:
             groups[choice.counts].append(entry)
         first = choices[waiting[0].ticket.id].counts
         chosen = max(groups.values(), key=len) if patient else groups[first]
-        started = list(self._fitting(chosen, free))
+        started = list(self._fitting(chosen[:free], choices))
         for entry in started:
             self.withdraw(entry.ticket.id)
             self._run(entry, choices[entry.ticket.id])
         return Start({entry.ticket.id: choices[entry.ticket.id] for entry in started})
 
-    def _fitting(self, group: list[_Entry], free: int) -> Iterator[_Entry]:
-        """The first of a group that one pass may read, padding counted; always at least one."""
-        longest = 0
-        for taken, entry in enumerate(group[:free]):
+    def _fitting(self, group: list[_Entry], choices: Mapping[int, Choice]) -> Iterator[_Entry]:
+        """The first of a group that one pass may read, padding counted; always at least one.
+
+        Answers being written stand still meanwhile, once for each of their tokens: a pass is kept so short that this
+        costs them no more than `_STALL` of the target in all.
+        """
+        governor, longest = self.governor, 0
+        limit_s = _STALL * governor.target_s / max(1.0, self.new_tokens - 1) if self._running else inf
+        for rows, entry in enumerate(group, 1):
             longest = max(longest, entry.ticket.length)
-            if taken and longest * (taken + 1) > self._prefill_tokens:
+            pass_s = governor.scale * governor.costs.read_s(choices[entry.ticket.id].counts, rows)
+            if rows > 1 and (longest * rows > self._prefill_tokens or pass_s > limit_s):
                 return
             yield entry
 

@@ -21,7 +21,7 @@ _BUDGET, _BUDGET_UP = 0.3, 0.15
 _DEMAND, _DEMAND_UP = 0.9, 0.8
 _HOLD_S = 0.5
 _WINDOW_S = 1.0
-_ADMIT = 0.7
+_ADMIT = 0.65
 
 
 @dataclass(frozen=True)
