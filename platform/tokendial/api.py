@@ -1,6 +1,6 @@
 """What the commands do, as Python calls: `train`, `evaluate`, `twins`, `forecast`, `report`, `comparison`, `export`;
 
-and `submit`, `follow`, `status`, `logs`, `stop` for runs wherever they are."""
+`submit`, `follow`, `status`, `logs`, `stop` for runs wherever they are; `serve` and the keys of endpoints."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from tokendial.scores import Scores
 
 if TYPE_CHECKING:
     from tokendial.jobs import Order, Standing
+    from tokendial.serve.keys import Key, Usage
+    from tokendial.serve.start import OpenEndpoint
     from tokendial.search.found import SearchResult
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -178,3 +180,47 @@ def _cluster(reference: str | None, url: str | None) -> Any:
 
     place = url or (jobs.sent_to(reference) if reference else None)
     return jobs.Cluster(place) if place else None
+
+
+def serve(
+    model: str,
+    overrides: Sequence[str] = (),
+    tracking_uri: str | None = None,
+    image_hosts: Sequence[str] | None = None,
+    say: Callable[[str], None] = print,
+) -> OpenEndpoint:
+    """Open an endpoint on a model folder, a run, or a registered model; `wait()` keeps it until a signal.
+
+    Raises:
+        ConfigError: the input is bad. WorkFailed: the model does not start, or does not answer as recorded.
+    """
+    from tokendial.serve.start import start
+
+    return start(model, overrides, tracking_uri, image_hosts, say)
+
+
+def add_key(
+    name: str,
+    rate_per_s: float | None = None,
+    min_quality: float | None = None,
+    may_bend: bool = False,
+    priority: int = 0,
+) -> str:
+    """Make an API key for endpoints and return its secret, of which only a hash is kept."""
+    from tokendial.serve.keys import Key, key_store
+
+    return key_store().add(Key(name, rate_per_s, min_quality, may_bend, priority))
+
+
+def list_keys() -> list[tuple[Key, Usage]]:
+    """Every API key with what was answered under it."""
+    from tokendial.serve.keys import key_store
+
+    return key_store().list()
+
+
+def revoke_key(name: str) -> None:
+    """Refuse an API key from now on; raises ConfigError where there is none in force."""
+    from tokendial.serve.keys import key_store
+
+    key_store().revoke(name)

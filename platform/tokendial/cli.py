@@ -8,7 +8,7 @@ from tokendial.commands.shell import app
 
 # isort: off
 # Importing a module adds its commands; `--help` lists them in this order.
-from tokendial.commands import training, search, results, jobs, machine  # noqa: F401
+from tokendial.commands import training, search, results, serve, jobs, machine  # noqa: F401
 
 # isort: on
 

@@ -97,6 +97,7 @@ class Endpoint:
         key: Key | None = request.scope["state"]["key"]
         owner = key.name if key else ""
         served = self._backend.served()
+        asked: ChatRequest | None = None
         try:
             body = await request.body()
             asked = parse(body) if len(body) < PARSE_APART_BYTES else await asyncio.to_thread(parse, body)
@@ -114,7 +115,7 @@ class Endpoint:
         except BadRequest as error:
             code = self._status(served, owner, 400)
             self._series.refused("input")
-            return JSONResponse(problem(code, str(error), error.field), code)
+            return JSONResponse(problem(code, str(error), _field(error.field, asked)), code)
         except Busy as error:
             code = self._status(served, owner, 429)
             self._series.refused("busy")
@@ -235,6 +236,14 @@ def _model(served: Served) -> Mapping[str, Any]:
     ladder = [{"id": f"{served.name}@{rung.count}", **rung.model_dump()} for rung in served.rungs]
     about = {"version": served.version, "metric": served.metric, "ladder": ladder}
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "tokendial", **about}
+
+
+def _field(name: str, asked: ChatRequest | None) -> str:
+    """A field in the client's words; engines number images, clients know them by their place in the messages."""
+    number = name.removeprefix("images.")
+    if asked is None or number == name:
+        return name
+    return f"{images(asked)[int(number)][0]}.url"
 
 
 async def _http_problem(_request: Request, error: Exception) -> Response:

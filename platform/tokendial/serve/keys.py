@@ -1,7 +1,7 @@
 """API keys: named, stored as a hash, with rate, floor, consent to bend, priority, and what each has used.
 
 A key is 32 random bytes, so one SHA-256 is enough to store: there is nothing to guess that a slow hash would protect.
-The store is one SQLite file beside the runs, changed by `tokendial serve keys` and followed by a running endpoint.
+The store is one SQLite file beside the runs, changed by `tokendial keys` and followed by a running endpoint.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokendial import runs
 from tokendial.experiments import ConfigError
 
 PREFIX = "td-"
@@ -65,11 +66,16 @@ class Key:
     revoked: float | None = None
 
 
+def key_store() -> KeyStore:
+    """The keys of endpoints that are started from this runs folder."""
+    return KeyStore(runs.home() / "keys.db")
+
+
 class KeyStore:
     """The keys of one file. Reading a key costs nothing while the file does not change."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
         self._seen: int | None = None
         self._live: dict[str, Key] = {}
 
@@ -99,14 +105,14 @@ class KeyStore:
                 "update keys set revoked = ? where name = ? and revoked is null", (time.time(), name)
             )
         if not done.rowcount:
-            raise ConfigError(f"there is no key {name!r} in force; `tokendial serve keys list` shows them")
+            raise ConfigError(f"there is no key {name!r} in force; `tokendial keys list` shows them")
 
     def list(self) -> list[tuple[Key, Usage]]:
         """Every key, revoked ones too, with what it used."""
         query = """select k.name, rate_per_s, min_quality, may_bend, priority, created, revoked,
           coalesce(requests, 0), coalesce(images, 0), coalesce(visual_tokens, 0), coalesce(completion_tokens, 0)
           from keys k left join usage u on u.name = k.name order by created"""
-        if not self._file.exists():
+        if not self.file.exists():
             return []
         with self._open() as database:
             rows = database.execute(query).fetchall()
@@ -134,10 +140,10 @@ class KeyStore:
 
     def _follow(self) -> None:
         """Read the keys again where the file's keys have changed; SQLite counts changes in the file's header."""
-        if not self._file.exists():
+        if not self.file.exists():
             self._live, self._seen = {}, None
             return
-        changed = self._file.stat().st_mtime_ns
+        changed = self.file.stat().st_mtime_ns
         if changed == self._seen:
             return
         with self._open() as database:
@@ -149,10 +155,10 @@ class KeyStore:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        if not self._file.exists():
-            os.close(os.open(self._file, os.O_CREAT | os.O_WRONLY, 0o600))
-        database = sqlite3.connect(self._file, timeout=10)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        if not self.file.exists():
+            os.close(os.open(self.file, os.O_CREAT | os.O_WRONLY, 0o600))
+        database = sqlite3.connect(self.file, timeout=10)
         try:
             with database:
                 database.executescript(_TABLES)

@@ -1,0 +1,161 @@
+"""Keeping an endpoint: start it, follow its alias, and let a new version take traffic only once it has proved itself.
+
+A version is started beside the one that serves, asked golden prompts, held against its recorded curve, and only then
+given new requests; the old one finishes its answers and ends. A version that raises, hangs in its start or answers
+otherwise than recorded is refused and never gets a request. Every change is logged with who made it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokendial import runs
+from tokendial.failures import WorkFailed
+from tokendial.identity import user_name
+from tokendial.results import ExampleAnswers, read_examples
+from tokendial.serve.backend import Served, Whole
+from tokendial.serve.golden import Finding, examine
+from tokendial.serve.replica import Refusal
+from tokendial.serve.request import ServeRequest
+from tokendial.serve.source import Followed, Source, registered
+
+if TYPE_CHECKING:
+    from tokendial.serve.application import Endpoint, Running
+
+CHANGES = "changes.jsonl"
+GOLDEN_TIMEOUT_S = 120.0
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A version that took traffic, or was refused before it had any."""
+
+    time: float
+    model: str
+    version: str
+    before: str | None
+    outcome: str
+    by: str
+    reason: str
+    findings: tuple[str, ...] = ()
+
+
+class Keeper:
+    """An open endpoint and the version that serves on it."""
+
+    def __init__(self, endpoint: Endpoint, followed: Followed | None, say: Say) -> None:
+        self._endpoint, self._followed, self._say = endpoint, followed, say
+        self._running: Running | None = None
+        self._refused: set[str] = set()
+
+    def open(self, source: Source) -> Served:
+        """Serve the first version; raises WorkFailed where it does not prove itself."""
+        self._endpoint.open()
+        return self.change(source, user_name(), "the endpoint was started")
+
+    def change(self, source: Source, by: str, reason: str) -> Served:
+        """Serve another version, or keep the one that serves and raise WorkFailed."""
+        before = self._running
+        started: Running | None = None
+        try:
+            started = self._endpoint.start(source)
+            served, findings = _proved(started, examples_of(source))
+            self._endpoint.switch(started, "promoted" if before else "")
+        except (WorkFailed, TimeoutError) as error:
+            self._refused.add(source.version)
+            if started is not None:
+                self._endpoint.drop(started)
+            if before is not None:
+                self._endpoint.switch(before, "refused")
+            self._log(source, before, "refused", by, f"{reason}: {error}", ())
+            raise WorkFailed(f"version {source.version} of {source.name} was refused: {error}") from error
+        self._running = started
+        if before is not None:
+            self._endpoint.drop(before)
+        self._log(source, before, "promoted", by, reason, findings)
+        return served
+
+    def look(self) -> None:
+        """Follow the alias to where it points now; a version that was refused is not tried again."""
+        assert self._running is not None
+        if self._followed is None:
+            return
+        from tokendial.tracking.registry import history, resolve
+
+        follow = self._followed
+        try:
+            found = resolve(follow.uri, f"{follow.name}@{follow.alias}")
+            version = str(found.version)
+            if version == self._running.source.version or version in self._refused:
+                return
+            moves = [move for move in history(follow.uri, follow.name, follow.alias) if str(move.version) == version]
+            by, reason = (moves[-1].by, moves[-1].reason) if moves else ("unknown", "the alias was moved")
+            self.change(registered(follow.uri, follow.name, found.version, self._running.source.name), by, reason)
+        except (WorkFailed, ValueError) as error:
+            # The registry is away, or the version is bad: what serves goes on serving.
+            self._say(str(error))
+
+    def close(self) -> None:
+        """End what was opened."""
+        self._endpoint.close()
+
+    def _log(
+        self, source: Source, before: Running | None, outcome: str, by: str, reason: str, findings: Sequence[Finding]
+    ) -> None:
+        told = tuple(map(str, findings))
+        was = before.source.version if before else None
+        change = Change(time.time(), source.name, source.version, was, outcome, by, reason, told)
+        path = runs.home() / "served" / CHANGES
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(change.__dict__, ensure_ascii=False) + "\n")
+        self._say(f"{source.name} {source.version}: {outcome} by {by} ({reason})")
+        for line in told:
+            self._say(f"  {line}")
+
+
+def keep(keeper: Keeper, stop: threading.Event, every_s: float) -> None:
+    """Follow until told to stop."""
+    while not stop.wait(every_s):
+        keeper.look()
+
+
+def examples_of(source: Source) -> list[ExampleAnswers]:
+    """The fixed examples that training's evaluation answered, with its answers; none where they are not to be had."""
+    if source.folder is not None:
+        path = Path(source.folder).parent / "tracking" / "examples.json"
+        return read_examples(path) if path.is_file() else []
+    from tokendial.tracking.golden import golden_examples
+
+    assert source.uri is not None
+    assert source.registered is not None
+    return golden_examples(source.uri, source.registered)
+
+
+def _proved(started: Running, examples: Sequence[ExampleAnswers]) -> tuple[Served, Sequence[Finding]]:
+    """What a started version is, once every golden answer was looked at; raises WorkFailed."""
+
+    async def answer(request: ServeRequest) -> Whole:
+        outcome = await started.handle.answer.remote(request)
+        if isinstance(outcome, Refusal):
+            raise WorkFailed(f"it refuses a golden prompt: {outcome.message}")
+        return outcome
+
+    async def prove() -> tuple[Served, Sequence[Finding]]:
+        async with asyncio.timeout(GOLDEN_TIMEOUT_S):
+            served: Served = await started.handle.served.remote()
+            return served, await examine(answer, examples, served.rungs)
+
+    served, findings = asyncio.run(prove())
+    for finding in findings:
+        if not finding.passed:
+            raise WorkFailed(f"it does not answer as recorded: {finding}")
+    return served, findings

@@ -1,0 +1,100 @@
+"""One engine replica: fetch, load, calibrate, then answer. Refusals travel as data, which every process can read."""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psutil
+
+from tokendial import environment
+from tokendial.model_folder import read_card
+from tokendial.serve import autoscaling
+from tokendial.serve.backend import Served, Whole, ladder, snapshot, whole
+from tokendial.serve.request import BadRequest, Busy, Chunk, Done, ServeRequest
+from tokendial.serve.settings import EngineSettings
+from tokendial.serve.source import Source
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """BadRequest or Busy on its way to the endpoint."""
+
+    kind: Literal["bad", "busy"]
+    message: str
+    field: str = ""
+    retry_after_s: float = 0.0
+
+    def error(self) -> BadRequest | Busy:
+        """The exception that this stands for."""
+        return BadRequest(self.field, self.message) if self.kind == "bad" else Busy(self.message, self.retry_after_s)
+
+
+class EngineReplica:
+    """Ready once constructed: what cannot be fetched, loaded or calibrated raises here, before any traffic."""
+
+    async def __init__(self, source: Source, settings: EngineSettings) -> None:
+        environment.apply()
+        # Imports torch, which only replicas need.
+        from tokendial.serve.engine import Engine
+
+        self._start_s = {"process": time.time() - psutil.Process().create_time()}
+        with self._timed("fetch"):
+            folder = await asyncio.to_thread(source.fetch)
+        with self._timed("load"):
+            self._engine = await asyncio.to_thread(Engine.load, folder, settings)
+        with self._timed("calibrate"):
+            await self._engine.calibrate()
+        card = read_card(folder)
+        created = int((folder / "tokendial.json").stat().st_mtime)
+        self._served = Served(source.name, source.version, card.metric, created, ladder(self._engine))
+        self._room = float(settings.slots * self._served.counts[-1])
+
+    def served(self) -> Served:
+        """The model, with this replica's own latencies."""
+        return self._served
+
+    async def answer(self, request: ServeRequest) -> Whole | Refusal:
+        """A whole answer."""
+        try:
+            return await whole(self._engine, request)
+        except (BadRequest, Busy) as error:
+            return _refusal(error)
+
+    async def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done | Refusal]:
+        """An answer in pieces; a refusal is its only item."""
+        try:
+            async with aclosing(self._engine.generate(request)) as items:
+                async for item in items:
+                    yield item
+        except (BadRequest, Busy) as error:
+            yield _refusal(error)
+
+    async def load(self) -> dict[str, Any]:
+        """Load now, as plain data, and which process it is."""
+        return {**snapshot(self._engine, self._start_s), "pid": os.getpid()}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the autoscaling policy goes by."""
+        wanted = float(self._engine.load_state().wanted_tokens)
+        return {autoscaling.WANTED: wanted, autoscaling.ROOM: self._room}
+
+    async def check_health(self) -> None:
+        """Raise where the model's thread has ended, so that this replica is replaced."""
+        if not self._engine.load_state().alive:
+            raise RuntimeError("the engine's thread has ended")
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._start_s[part] = time.monotonic() - began
+
+
+def _refusal(error: BadRequest | Busy) -> Refusal:
+    if isinstance(error, BadRequest):
+        return Refusal("bad", str(error), field=error.field)
+    return Refusal("busy", str(error), retry_after_s=error.retry_after_s)

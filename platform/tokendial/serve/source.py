@@ -1,0 +1,93 @@
+"""Where a served model comes from: a folder, a run, or the registry (pinned to a version, or followed by an alias)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokendial import runs
+from tokendial.experiments import ConfigError
+from tokendial.model_folder import CARD, LADDER, read_card
+
+
+@dataclass(frozen=True)
+class Source:
+    """One version of a model. `folder` is set where it lies in one, else it is fetched from the registry at `uri`."""
+
+    name: str
+    version: str
+    folder: str | None = None
+    uri: str | None = None
+    registered: str | None = None
+
+    def fetch(self) -> Path:
+        """The model's folder on this machine, checked; raises ConfigError."""
+        if self.folder is not None:
+            return Path(self.folder)
+        from tokendial.tracking.registry import fetch, resolve
+
+        assert self.uri is not None
+        assert self.registered is not None
+        to = runs.home() / "served" / self.registered.replace("/", "-")
+        return fetch(self.uri, resolve(self.uri, self.registered), to)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """An alias whose version is served, whichever it is."""
+
+    uri: str
+    name: str
+    alias: str
+
+
+def locate(model: str, tracking_uri: str | None, served_as: str | None) -> tuple[Source, Followed | None]:
+    """What `--model` means: a folder, a run, `NAME/7` (pinned), `NAME` or `NAME@alias` (followed).
+
+    Raises ConfigError that says what was looked for.
+    """
+    folder = Path(model)
+    if (folder / CARD).is_file():
+        return _from_folder(folder, served_as), None
+    run = _run(model)
+    if run is not None:
+        if not (run.model / CARD).is_file():
+            raise ConfigError(f"run {run.name!r} has no exported model; train it to its end first")
+        return _from_folder(run.model, served_as), None
+    if folder.is_dir():
+        raise ConfigError(f"--model {model!r} is a folder without {CARD}; give an exported one, or a run")
+    return _registered(model, tracking_uri, served_as)
+
+
+def _run(model: str) -> runs.Run | None:
+    try:
+        return runs.find(model)
+    except ConfigError:
+        return None
+
+
+def registered(uri: str, name: str, version: int, served_as: str | None) -> Source:
+    """A version in the registry."""
+    return Source(served_as or name, str(version), uri=uri, registered=f"{name}/{version}")
+
+
+def _from_folder(folder: Path, served_as: str | None) -> Source:
+    card = read_card(folder)
+    if not (folder / LADDER).is_file():
+        raise ConfigError(f"{str(folder)!r} has no {LADDER}; export the model again")
+    return Source(served_as or card.workload, card.run, folder=str(folder.resolve()))
+
+
+def _registered(model: str, tracking_uri: str | None, served_as: str | None) -> tuple[Source, Followed | None]:
+    from tokendial.tracking import resolve_uri
+    from tokendial.tracking.registry import CHAMPION, resolve
+
+    try:
+        uri = resolve_uri(tracking_uri, runs.home())
+        found = resolve(uri, model)
+    except ValueError as error:
+        raise ConfigError(f"--model {model!r} is no model folder and no run of {runs.home()}; {error}") from None
+    source = registered(uri, found.name, found.version, served_as)
+    if "/" in model:
+        return source, None
+    return source, Followed(uri, found.name, model.partition("@")[2] or CHAMPION)

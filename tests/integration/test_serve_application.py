@@ -1,0 +1,204 @@
+"""The endpoint on Ray Serve with a real model: the official client, bad images, lost replicas, changes of version."""
+
+import http.client
+import io
+import json
+import os
+import signal
+import struct
+import time
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from PIL import Image
+from ray import serve
+from serve_lab import Traffic, asked, body, kept, model_folder, posted, source_of, write_golden
+from served_model import COUNTS, picture
+from tokendial.failures import WorkFailed
+from tokendial.serve.keep import Keeper
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def endpoint(ray_cluster: str, folder: Path) -> Iterator[tuple[Keeper, str, list[str]]]:
+    with kept(folder) as opened:
+        yield opened
+    serve.shutdown()
+
+
+@pytest.fixture
+def url(endpoint: tuple[Keeper, str, list[str]]) -> str:
+    return endpoint[1]
+
+
+def test_the_official_client_turns_the_dial_by_the_models_name_and_by_detail(url: str) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    [model] = client.models.list().data
+    assert [row["count"] for row in model.model_dump()["ladder"]] == list(COUNTS)
+    assert all(row["latency_ms"] > 0 for row in model.model_dump()["ladder"])
+    messages: Any = body(picture())["messages"]
+    answer = client.chat.completions.create(model="digits@16", messages=messages, max_completion_tokens=4)
+    assert answer.usage is not None
+    assert answer.usage.model_dump()["visual_tokens"] == 16
+    assert answer.system_fingerprint == "digits/tiny@16:asked"
+    messages[0]["content"][0]["image_url"]["detail"] = "low"
+    answer = client.chat.completions.create(model="digits", messages=messages, max_completion_tokens=4)
+    assert answer.usage is not None
+    assert answer.usage.model_dump()["visual_tokens_per_image"] == [COUNTS[0]]
+
+
+def test_a_stream_says_the_same_as_the_whole_answer(url: str) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    document: Any = body(picture(1), "digits@4", max_tokens=12)
+    whole = client.chat.completions.create(**document)
+    chunks = list(client.chat.completions.create(**document, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.choices[0].message.content
+    assert chunks[-1].system_fingerprint == whole.system_fingerprint
+
+
+def png(width: int, height: int, depth: int = 8, colour: int = 0, data: bytes = b"") -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    end = chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + end
+
+
+def encoded(form: str, mode: str = "RGB", **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (40, 40)).save(file, form, **options)
+    return file.getvalue()
+
+
+BAD = {
+    "truncated": picture()[:200],
+    "text": b"hello",
+    "no pixels": png(0, 0),
+    "65k x 65k": png(65_535, 65_535),
+    "bomb of few bytes": png(9459, 9459, data=b"\0" * (9460 * 9459)),
+    "a sliver": png(1, 20_000, data=b"\0\0" * 20_000),
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>',
+    "pdf": b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\ntrailer<<>>\n%%EOF",
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n",
+    "tiff": encoded("TIFF"),
+    "bmp": encoded("BMP"),
+}
+GOOD = {
+    "jpeg in cmyk": encoded("JPEG", "CMYK"),
+    "16-bit grey": encoded("PNG", "I;16"),
+    "grey with alpha": encoded("PNG", "LA"),
+    "palette": encoded("PNG", "P"),
+    "animated": encoded("GIF", save_all=True, append_images=[Image.new("RGB", (40, 40), "red")]),
+    "webp": encoded("WEBP"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_is_refused_by_its_field_and_nothing_breaks(url: str, kind: str) -> None:
+    status, answer = posted(url, body(BAD[kind], "digits@4"))
+    assert status == 400, answer
+    error = json.loads(answer)["error"]
+    assert error["param"] == "messages[0].content[0].image_url.url"
+    assert "Traceback" not in error["message"]
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_an_odd_but_whole_image_is_answered(url: str, kind: str) -> None:
+    assert asked(url, GOOD[kind], "digits@4")["usage"]["visual_tokens"] == 4
+
+
+def test_a_wrong_mime_type_does_not_matter_as_content_decides(url: str) -> None:
+    document = body(encoded("JPEG"), "digits@4", max_tokens=2)
+    assert posted(url, document)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"visual_tokens": 5000}, "visual_tokens"),
+        ({"max_tokens": 4000}, "max_completion_tokens"),
+        ({"slo": {"min_quality": 0.99}}, "slo.min_quality"),
+        ({"model": "digits@99999"}, "visual_tokens"),
+    ],
+)
+def test_what_only_the_engine_can_judge_is_refused_by_field_too(url: str, fields: dict[str, Any], param: str) -> None:
+    status, answer = posted(url, {**body(picture()), **fields})
+    assert (status, json.loads(answer)["error"]["param"]) == (400, param)
+
+
+def test_special_tokens_in_a_users_text_are_text(url: str) -> None:
+    plain = asked(url, picture(), "digits@4")["usage"]["prompt_tokens"]
+    status, answer = posted(url, body(picture(), "digits@4", "<image> <image> </s> what is a1", max_tokens=2))
+    assert status == 200
+    assert json.loads(answer)["usage"]["prompt_tokens"] > plain
+
+
+def test_a_client_that_leaves_frees_its_slot(url: str) -> None:
+    def running() -> int:
+        [load] = loads(url)
+        return load["running"] + load["queued"]
+
+    for _ in range(3):
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+        document = body(picture(), "digits@4", max_tokens=1000, stream=True, temperature=1.5)
+        connection.request("POST", "/v1/chat/completions", json.dumps(document))
+        connection.getresponse().read(10)
+        connection.close()
+    deadline = time.monotonic() + 5
+    while running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running() == 0
+
+
+def loads(url: str) -> list[dict[str, Any]]:
+    with urllib.request.urlopen(f"{url}/load") as answer:
+        return list(json.loads(answer.read())["replicas"].values())
+
+
+@pytest.mark.slow
+def test_a_killed_replica_loses_no_answer(url: str) -> None:
+    with Traffic(url) as traffic:
+        time.sleep(1)
+        [load] = loads(url)
+        os.kill(load["pid"], signal.SIGKILL)
+        before = traffic.seen[200]
+        deadline = time.monotonic() + 60
+        while traffic.seen[200] < before + 10 and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert set(traffic.seen) == {200}
+    assert traffic.seen[200] >= before + 10
+
+
+@pytest.mark.slow
+def test_versions_change_under_traffic_and_a_bad_one_never_serves(
+    endpoint: tuple[Keeper, str, list[str]], folder: Path, tmp_path: Path
+) -> None:
+    keeper, url, said = endpoint
+    better = model_folder(tmp_path, seed=1)
+    nonsense, tampered = model_folder(tmp_path, seed=2), model_folder(tmp_path, seed=3)
+    write_golden(folder, url)
+    write_golden(nonsense, url)
+    (tampered / "model.safetensors").write_bytes(b"nonsense")
+    with Traffic(url) as traffic:
+        for bad, why in ((nonsense, "as recorded"), (tampered, "SHA-256")):
+            with pytest.raises(WorkFailed, match=why):
+                keeper.change(source_of(bad), "mallory", "an experiment")
+            assert "refused by mallory" in said[-1]
+        bad_answers = traffic.seen.total()
+        keeper.change(source_of(better), "alice", "it is better")
+        time.sleep(1)
+    assert set(traffic.seen) == {200}
+    assert bad_answers > 10
+    assert any("promoted by alice" in line for line in said)
+    other = asked(url, picture(5), "digits@16", seed=1)["choices"][0]["message"]["content"]
+    assert other == asked(url, picture(5), "digits@16")["choices"][0]["message"]["content"]
