@@ -117,9 +117,12 @@ def test_the_queue_is_bounded_and_what_is_being_prepared_counts() -> None:
         queue.admit(ticket(3), 0.0)
     assert full.value.retry_after_s > 0
     assert queue.withdraw(0)
-    queue.refuse_if_full(preparing=0)
+    queue.reserve(4, BENDS, 4, now=0.0)
     with pytest.raises(Full):
-        queue.refuse_if_full(preparing=1)
+        queue.reserve(5, BENDS, 4, now=0.0)
+    assert (queue.num_waiting, queue.num_ready) == (3, 2)
+    queue.join(ticket(4))
+    assert (queue.num_waiting, queue.num_ready) == (3, 3)
 
 
 def test_what_cannot_be_in_time_is_refused_where_the_governor_is_on_and_queued_where_it_is_off() -> None:

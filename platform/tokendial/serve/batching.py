@@ -50,6 +50,12 @@ class _Entry:
     due: float
 
 
+@dataclass(frozen=True)
+class _Reserved:
+    terms: Terms
+    work_s: tuple[float, ...]
+
+
 @dataclass
 class _Running:
     """`left_s` of work are to come; `decode_s` of it after the first token, `token_s` for each further one."""
@@ -69,6 +75,7 @@ class Batcher:
         self.governor = governor
         self._max_queue, self._patience_s, self._prefill_tokens = max_queue, patience_s, prefill_tokens
         self._waiting: dict[int, _Entry] = {}
+        self._reserved: dict[int, _Reserved] = {}
         self._running: dict[int, _Running] = {}
         self._waiting_s = [0.0] * governor.num_levels
         self._running_s = 0.0
@@ -76,6 +83,12 @@ class Batcher:
 
     @property
     def num_waiting(self) -> int:
+        """Requests that have not started, those still being prepared included."""
+        return len(self._waiting) + len(self._reserved)
+
+    @property
+    def num_ready(self) -> int:
+        """Requests that could start."""
         return len(self._waiting)
 
     @property
@@ -85,8 +98,8 @@ class Batcher:
     @property
     def wanted_tokens(self) -> int:
         """Visual tokens that all requests here would have at full quality."""
-        held = (*self._waiting.values(), *self._running.values())
-        return sum(sum(entry.ticket.terms.wanted) for entry in held)
+        started = [entry.ticket.terms for entry in (*self._waiting.values(), *self._running.values())]
+        return sum(sum(terms.wanted) for terms in (*started, *(kept.terms for kept in self._reserved.values())))
 
     def ahead_s(self) -> list[float]:
         """Calibrated seconds of work that is waiting or running, at each level."""
@@ -96,30 +109,39 @@ class Batcher:
         """When the queue will have drained by half, as things stand."""
         return max(0.1, 0.5 * self.governor.scale * self.ahead_s()[-1])
 
-    def refuse_if_full(self, preparing: int = 0) -> None:
-        """Raise Full where the queue, with those about to join it, has no place left."""
-        if len(self._waiting) + preparing >= self._max_queue:
+    def reserve(self, ticket_id: int, terms: Terms, max_new_tokens: int, now: float) -> None:
+        """Keep a place for a request that is still being prepared; its work counts from now on.
+
+        Full where there is no place, or where its target cannot be met.
+        """
+        if self.num_waiting >= self._max_queue:
             raise Full(f"{self._max_queue} requests are waiting", self.retry_after_s())
+        expected = min(self.new_tokens, max_new_tokens)
+        work_s = self.governor.work_s(terms, expected)
+        self.governor.arrived(now, work_s)
+        if not self.governor.admits(terms, self.ahead_s(), expected):
+            raise Full("the work ahead leaves no time to answer within the target", self.retry_after_s())
+        self._reserved[ticket_id] = _Reserved(terms, work_s)
+        self._add(work_s, 1)
+
+    def join(self, ticket: Ticket) -> None:
+        """Take the place that was kept."""
+        reserved = self._reserved.pop(ticket.id)
+        patience_s = min(self._patience_s, ticket.terms.target_s / 4)
+        due = ticket.arrived + patience_s * (1 - ticket.priority)
+        self._waiting[ticket.id] = _Entry(ticket, reserved.work_s, due)
 
     def admit(self, ticket: Ticket, now: float) -> None:
-        """Take a ticket; Full where there is no place, or where its target cannot be met."""
-        self.refuse_if_full()
-        expected = min(self.new_tokens, ticket.max_new_tokens)
-        work_s = self.governor.work_s(ticket.terms, expected)
-        self.governor.arrived(now, work_s)
-        if not self.governor.admits(ticket.terms, self.ahead_s(), expected):
-            raise Full("the work ahead leaves no time to answer within the target", self.retry_after_s())
-        patience_s = min(self._patience_s, ticket.terms.target_s / 4)
-        entry = _Entry(ticket, work_s, ticket.arrived + patience_s * (1 - ticket.priority))
-        self._waiting[ticket.id] = entry
-        self._add(entry, 1)
+        """Reserve and join at once."""
+        self.reserve(ticket.id, ticket.terms, ticket.max_new_tokens, now)
+        self.join(ticket)
 
     def withdraw(self, ticket_id: int) -> bool:
-        """Forget a ticket that has not started; False where it has."""
-        entry = self._waiting.pop(ticket_id, None)
-        if entry is not None:
-            self._add(entry, -1)
-        return entry is not None
+        """Forget a request that has not started; False where it has."""
+        held = self._waiting.pop(ticket_id, None) or self._reserved.pop(ticket_id, None)
+        if held is not None:
+            self._add(held.work_s, -1)
+        return held is not None
 
     def expired(self, now: float) -> list[Ticket]:
         """Tickets whose time to start has passed; they are gone from the queue."""
@@ -202,8 +224,9 @@ class Batcher:
         """What waits anew, after the governor's rules changed."""
         for entry in self._waiting.values():
             entry.work_s = self.governor.work_s(entry.ticket.terms, self._expected(entry.ticket))
-        self._waiting_s = [sum(column) for column in zip(*(e.work_s for e in self._waiting.values()), strict=True)]
-        self._waiting_s = self._waiting_s or [0.0] * self.governor.num_levels
+        self._waiting_s = [0.0] * self.governor.num_levels
+        for held in (*self._waiting.values(), *self._reserved.values()):
+            self._add(held.work_s, 1)
 
     def _sum_running(self) -> None:
         self._running_s = sum(running.left_s for running in self._running.values())
@@ -211,9 +234,9 @@ class Batcher:
     def _expected(self, ticket: Ticket) -> float:
         return min(self.new_tokens, ticket.max_new_tokens)
 
-    def _add(self, entry: _Entry, sign: int) -> None:
-        if sign < 0 and not self._waiting:
+    def _add(self, work_s: tuple[float, ...], sign: int) -> None:
+        if not self.num_waiting:
             # Sums of many floats drift; an empty queue is exactly nothing.
             self._waiting_s = [0.0] * self.governor.num_levels
             return
-        self._waiting_s = [held + sign * own for held, own in zip(self._waiting_s, entry.work_s, strict=True)]
+        self._waiting_s = [held + sign * own for held, own in zip(self._waiting_s, work_s, strict=True)]

@@ -24,7 +24,7 @@ from tokendial.serve.batching import Batcher, Full, Ticket
 from tokendial.serve.cache import TensorCache
 from tokendial.serve.calibration import calibrate
 from tokendial.serve.costs import Costs, Line
-from tokendial.serve.governor import Governor
+from tokendial.serve.governor import Governor, Terms
 from tokendial.serve.job import Counters, Item, Job, Mailbox
 from tokendial.serve.ladder import Ladder, read_ladder
 from tokendial.serve.loop import Loop
@@ -87,7 +87,6 @@ class Engine:
             settings.replay_share,
         )
         self._numbers = itertools.count()
-        self._preparing = 0
         self._preparer = ThreadPoolExecutor(settings.threads or machine.cpus(), "tokendial-prepare")
 
     @classmethod
@@ -126,7 +125,7 @@ class Engine:
 
     def check(self, request: ServeRequest) -> None:
         """Raise BadRequest where a request cannot be served as it is. Takes no place; decodes images."""
-        self._prepare(request, time.monotonic())
+        self._prepare(request, self._terms(request), -1, time.monotonic())
 
     async def generate(self, request: ServeRequest) -> AsyncGenerator[Chunk | Done]:
         """Pieces of the answer, then how it went. Closing the iterator gives the request up and frees its slot.
@@ -152,7 +151,7 @@ class Engine:
         with self._loop.lock:
             level = batcher.update(time.monotonic())
             return EngineLoad(
-                queued=batcher.num_waiting + self._preparing,
+                queued=batcher.num_waiting,
                 running=batcher.num_running,
                 wanted_tokens=batcher.wanted_tokens,
                 level=level,
@@ -175,24 +174,23 @@ class Engine:
     async def _submitted(self, request: ServeRequest) -> Job:
         if not self._loop.alive:
             raise WorkFailed("the engine is closed")
-        now, running = time.monotonic(), asyncio.get_running_loop()
+        number, now, running = next(self._numbers), time.monotonic(), asyncio.get_running_loop()
+        terms = self._terms(request)
         try:
-            with self._loop.lock:
-                self._batcher.refuse_if_full(self._preparing)
-                self._preparing += 1
-            try:
-                job = await running.run_in_executor(self._preparer, self._prepare, request, now)
-            finally:
-                self._preparing -= 1
-            job.mailbox = Mailbox(running)
-            self._loop.submit(job)
+            self._loop.reserve(number, terms, request.sampling.max_new_tokens)
         except Full as full:
-            self._loop.counters.refused += 1
             raise Busy(str(full), full.retry_after_s) from full
+        try:
+            job = await running.run_in_executor(self._preparer, self._prepare, request, terms, number, now)
+        except BaseException:
+            self._loop.give_up(number)
+            raise
+        job.mailbox = Mailbox(running)
+        self._loop.submit(job)
         return job
 
-    def _prepare(self, request: ServeRequest, now: float) -> Job:
-        """Everything that can be done, and refused, without the model's thread."""
+    def _terms(self, request: ServeRequest) -> Terms:
+        """What can be judged without looking at images or text."""
         settings, sampling = self.settings, request.sampling
         if len(request.images) > settings.max_images:
             raise BadRequest("messages", f"{len(request.images)} images; at most {settings.max_images} are allowed")
@@ -204,7 +202,11 @@ class Engine:
         shown = [part for turn in request.turns for part in turn.parts if isinstance(part, int)]
         if shown != list(range(len(request.images))):
             raise BadRequest("messages", f"the turns show images {shown} of {len(request.images)}, not each in order")
-        terms = terms_of(request, self._ladder, self._forecast(sampling.max_new_tokens))
+        return terms_of(request, self._ladder, self._forecast(sampling.max_new_tokens))
+
+    def _prepare(self, request: ServeRequest, terms: Terms, number: int, now: float) -> Job:
+        """Decode images and write the prompt: some milliseconds, in any thread."""
+        settings, sampling = self.settings, request.sampling
         began = time.monotonic()
         digests, pixels = self._pixels(request.images)
         image_ms = 1e3 * (time.monotonic() - began)
@@ -217,7 +219,7 @@ class Engine:
         if length > room:
             raise BadRequest("messages", f"the prompt has {length} tokens, visual ones included; at most {room} fit")
         ticket = Ticket(
-            id=next(self._numbers),
+            id=number,
             terms=terms,
             arrived=now,
             max_new_tokens=sampling.max_new_tokens,

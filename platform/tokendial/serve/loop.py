@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tokendial.contracts.serving import Row, Serving
 from tokendial.failures import WorkFailed
-from tokendial.serve.batching import Batcher, Start
-from tokendial.serve.governor import Choice
+from tokendial.serve.batching import Batcher, Full, Start
+from tokendial.serve.governor import Choice, Terms
 from tokendial.serve.job import Counters, Item, Job
 from tokendial.serve.replay import Agreement
 from tokendial.serve.request import Busy, Chunk, FinishReason
@@ -58,10 +58,24 @@ class Loop:
         self._thread = threading.Thread(target=self._turn_until_closed, name="tokendial-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Queue a job; batching.Full where there is no place for it."""
+    def reserve(self, number: int, terms: Terms, max_new_tokens: int) -> None:
+        """Keep a place for a job to come; batching.Full where there is none."""
         with self.lock:
-            self.batcher.admit(job.ticket, time.monotonic())
+            try:
+                self.batcher.reserve(number, terms, max_new_tokens, time.monotonic())
+            except Full:
+                self.counters.refused += 1
+                raise
+
+    def give_up(self, number: int) -> None:
+        """Let a place go that was kept."""
+        with self.lock:
+            self.batcher.withdraw(number)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job in its place."""
+        with self.lock:
+            self.batcher.join(job.ticket)
             self.counters.accepted += 1
             self._jobs[job.ticket.id] = job
             self.lock.notify()
@@ -110,7 +124,7 @@ class Loop:
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False where the thread is to end."""
         with self.lock:
-            while not (self._closing or self._running or self._replays or self._calls or self.batcher.num_waiting):
+            while not (self._closing or self._running or self._replays or self._calls or self.batcher.num_ready):
                 self.lock.wait()
             return not self._closing
 

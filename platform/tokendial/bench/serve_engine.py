@@ -1,0 +1,253 @@
+"""What the engine makes of a model wide enough for the dial to pay: counts, batches, and the governor under load.
+
+The model is one of random weights (256 patches, width 256), since speed does not depend on what is learned. Images are
+all different and nothing is cached, so every request pays for all of its work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokendial.bench.records import Row, spread
+from tokendial.contracts import RunConfig
+from tokendial.curve import CurvePoint
+from tokendial.experiments import workload
+from tokendial.failures import WorkFailed
+from tokendial.model_folder import ModelCard, answer_flops, write_cards
+from tokendial.resolve import resolve
+from tokendial.serve.engine import Engine
+from tokendial.serve.request import Ask, Busy, Done, Sampling, ServeRequest, Turn
+from tokendial.serve.settings import EngineSettings
+
+COUNTS = (16, 64, 144, 256)
+OVERRIDES = (
+    "data.turns=1",
+    "data.text_tokens=7",
+    "schedule=uniform",
+    "schedule.counts=[16,64,144,256]",
+    "evaluation.counts=[16,64,144,256]",
+    "model.vision.kind=siglip_vision_model",
+    'model.vision.config={"hidden_size":256,"num_attention_heads":4,"intermediate_size":768,"num_hidden_layers":2,'
+    '"image_size":48,"patch_size":3}',
+    "model.language.kind=llama",
+    'model.language.config={"hidden_size":256,"num_attention_heads":4,"intermediate_size":768,"num_hidden_layers":8}',
+)
+CONCURRENCY = 32
+SHORT, LONG = 4, 32  # new tokens of an answer: a label, a caption
+LEAST_OF_FLOPS = 0.85
+LEAST_BATCHING = 2.0
+MOST_LATE = 0.01
+
+
+def bench_model(folder: Path) -> Path:
+    """Export the bench model. Its ladder's quality is made up, rising with the count: the weights are random."""
+    config = configuration()
+    chosen = workload(config.workload)
+    _, task = chosen.load(config)
+    task.export(task.build_model(config).eval(), config, str(folder))
+    _endless(folder / "generation_config.json")
+    cost = chosen.cost(config)
+    points = {count: CurvePoint(*_made_up(rank), 0) for rank, count in enumerate(COUNTS, 1)}
+    card = ModelCard(
+        workload=config.workload,
+        run="bench",
+        metric="none: random weights",
+        split="none",
+        trained_counts=(),
+        evaluated_counts=COUNTS,
+        projector=config.model.projector,
+        schedule={},
+        commit="unknown",
+        autc=0.0,
+        data_digests={},
+        config=config.model_dump(mode="json"),
+        versions={},
+    )
+    write_cards(folder, card, points, {count: answer_flops(cost, count) for count in COUNTS})
+    return folder
+
+
+def _endless(path: Path) -> None:
+    """End answers at a token that is never written, so that all are as long as was asked for."""
+    document = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**document, "eos_token_id": document["suppress_tokens"]}), "utf-8")
+
+
+def _made_up(rank: int) -> tuple[float, tuple[float, float]]:
+    quality = rank / len(COUNTS)
+    return quality, (quality, quality)
+
+
+def configuration() -> RunConfig[Any]:
+    """The configuration of the bench model."""
+    return resolve("digits.tiny", OVERRIDES, machine_cpus=None)
+
+
+async def count_rows(folder: Path, rounds: int, threads: int = 1) -> list[Row]:
+    """Smallest against largest count at batch 32: the ratio of times, and its share of the ratio of FLOPs."""
+    engine = _engine(folder, threads, slots=CONCURRENCY)
+    ends = COUNTS[0], COUNTS[-1]
+    taken: dict[int, list[float]] = {count: [] for count in ends}
+    for number in range(rounds + 1):
+        for count in random.Random(number).sample(ends, 2):
+            taken[count].append(await _all_at_once(engine, [count] * CONCURRENCY, SHORT, number))
+    await engine.close()
+    small, large = (taken[count][1:] for count in ends)
+    ratios = [most / least for least, most in zip(small, large, strict=True)]
+    flops = _answer_flops(ends[1]) / _answer_flops(ends[0])
+    setting = f"{ends[1]} against {ends[0]} tokens, batch {CONCURRENCY}, 256 patches, width 256, {SHORT} new tokens"
+    return [
+        Row(name="answer, time ratio", setting=f"{setting}; FLOPs {flops:.2f}×", unit="ratio", **spread(ratios)),
+        Row(
+            name="answer, time ratio ÷ FLOPs ratio",
+            setting=setting,
+            unit="ratio",
+            at_least=LEAST_OF_FLOPS,
+            **spread([ratio / flops for ratio in ratios]),
+        ),
+    ]
+
+
+async def batching_rows(folder: Path, rounds: int, threads: int = 1) -> list[Row]:
+    """Requests/s of 32 at once, counts mixed: batched by count against one after another."""
+    wanted = list(COUNTS) * (CONCURRENCY // len(COUNTS))
+    gains: list[float] = []
+    engines = {slots: _engine(folder, threads, slots=slots) for slots in (1, CONCURRENCY)}
+    for number in range(rounds + 1):
+        taken = {}
+        for slots in random.Random(number).sample(sorted(engines), 2):
+            taken[slots] = await _all_at_once(engines[slots], wanted, LONG, number)
+        gains.append(taken[1] / taken[CONCURRENCY])
+    for engine in engines.values():
+        await engine.close()
+    setting = f"{CONCURRENCY} at once, counts {', '.join(map(str, COUNTS))}, {LONG} new tokens, 256 patches, width 256"
+    return [
+        Row(
+            name="batched by count ÷ unbatched, requests/s",
+            setting=setting,
+            unit="ratio",
+            at_least=LEAST_BATCHING,
+            **spread(gains[1:]),
+        )
+    ]
+
+
+async def governor_rows(folder: Path, seconds: float, loads: Sequence[float], threads: int = 1) -> list[Row]:
+    """Open-loop arrivals at shares of capacity × R, bending and not: accepted over target, refused, quality served."""
+    rows: list[Row] = []
+    for mode in ("on", "off"):
+        engine = _engine(folder, threads, slots=CONCURRENCY, governor=mode, max_queue=512)
+        await engine.calibrate()
+        capacity, ratio = await _capacity(engine)
+        target_s = 1e-3 * engine.settings.target_ms
+        for load in loads:
+            found = await _open_loop(engine, load * ratio * capacity, seconds, seed=0)
+            accepted = [item for item in found if isinstance(item, Done)]
+            late = sum(done.latency_ms["total"] > 1e3 * target_s for done in accepted) / max(1, len(accepted))
+            quality = sum(done.expected_quality or 0.0 for done in accepted) / max(1, len(accepted))
+            refused = 1 - len(accepted) / max(1, len(found))
+            setting = (
+                f"governor {mode}, {load:g} of capacity × R (R = {ratio:.2f}, {load * ratio * capacity:.1f} "
+                f"requests/s), target {target_s:g} s; refused {refused:.1%}, mean quality {quality:.3f}"
+            )
+            rows.append(_share_row("accepted over target", setting, late, len(accepted), mode))
+        await engine.close()
+    return rows
+
+
+def _share_row(name: str, setting: str, share: float, samples: int, mode: str) -> Row:
+    return Row(
+        name=name,
+        setting=setting,
+        value=share,
+        low=share,
+        high=share,
+        unit="share",
+        num_samples=samples,
+        at_most=MOST_LATE if mode == "on" else None,
+    )
+
+
+async def _capacity(engine: Engine) -> tuple[float, float]:
+    """Requests/s of closed batches at the largest count, and how many times that the smallest count gives."""
+    took = {}
+    for count in (COUNTS[-1], COUNTS[0]):
+        samples = [await _all_at_once(engine, [count] * CONCURRENCY, SHORT, seed) for seed in range(3)]
+        took[count] = sorted(samples)[1]
+    return CONCURRENCY / took[COUNTS[-1]], took[COUNTS[-1]] / took[COUNTS[0]]
+
+
+async def _open_loop(engine: Engine, rate: float, seconds: float, seed: int) -> list[Done | Busy]:
+    """Poisson arrivals of consenting requests, whatever becomes of them."""
+    draws = random.Random(seed)
+    sent: list[asyncio.Task[Done | Busy]] = []
+    began, at, number = time.monotonic(), 0.0, 0
+    while (at := at + draws.expovariate(rate)) < seconds:
+        await asyncio.sleep(max(0.0, began + at - time.monotonic()))
+        request = _request(number, None, SHORT, seed, may_bend=True)
+        sent.append(asyncio.create_task(_outcome(engine, request)))
+        number += 1
+    return list(await asyncio.gather(*sent))
+
+
+async def _outcome(engine: Engine, request: ServeRequest) -> Done | Busy:
+    try:
+        return await _answered(engine, request)
+    except Busy as busy:
+        return busy
+
+
+async def _all_at_once(engine: Engine, counts: Sequence[int], new_tokens: int, seed: int) -> float:
+    """Seconds from sending a request for each count to the last answer."""
+    requests = [_request(number, count, new_tokens, seed) for number, count in enumerate(counts)]
+    began = time.perf_counter()
+    done = await asyncio.gather(*(_answered(engine, request) for request in requests))
+    took = time.perf_counter() - began
+    if any(one.completion_tokens != new_tokens for one in done):
+        raise WorkFailed(f"an answer of the bench model ended before its {new_tokens} tokens")
+    return took
+
+
+async def _answered(engine: Engine, request: ServeRequest) -> Done:
+    async for item in engine.generate(request):
+        if isinstance(item, Done):
+            return item
+    raise WorkFailed(f"request {request.id} had no end")
+
+
+def _request(number: int, count: int | None, new_tokens: int, seed: int, may_bend: bool = False) -> ServeRequest:
+    return ServeRequest(
+        id=f"{seed}/{number}",
+        turns=(Turn("user", (0, "what is b3")),),
+        images=(_noise(1000 * seed + number),),
+        asks=(Ask(count),),
+        sampling=Sampling(new_tokens),
+        may_bend=may_bend,
+    )
+
+
+def _noise(seed: int) -> bytes:
+    """A PNG of 48 × 48 pixels of noise."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.frombytes("RGB", (48, 48), random.Random(seed).randbytes(3 * 48 * 48)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _engine(folder: Path, threads: int, **settings: Any) -> Engine:
+    plain = {"threads": threads, "governor": "off", "cache_mib": 0, "replay_share": 0.0}
+    return Engine.load(folder, EngineSettings(**{**plain, **settings}))
+
+
+def _answer_flops(count: int) -> float:
+    """FLOPs of a short answer as served: four tokens of text, the visual ones, and three that are fed back."""
+    config = configuration()
+    return answer_flops(workload(config.workload).cost(config), count)
