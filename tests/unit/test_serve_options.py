@@ -1,0 +1,52 @@
+"""What an operator may set, and the sentence that a mistake gets."""
+
+from pathlib import Path
+
+import pytest
+from tokendial import api
+from tokendial.experiments import ConfigError
+from tokendial.serve.options import ServeSettings, keys, serve_settings
+
+
+def test_dotted_overrides_reach_every_part() -> None:
+    settings = serve_settings(["port=0", "engine.governor=shadow", "replicas.most=3", "name=eyes", "keys=true"])
+    assert (settings.port, settings.engine.governor, settings.replicas.most) == (0, "shadow", 3)
+    assert (settings.name, settings.keys) == ("eyes", True)
+
+
+def test_every_setting_is_listed_with_its_meaning() -> None:
+    listed = {key: (default, meaning) for key, default, meaning in keys()}
+    assert listed["engine.slots"][0] == "32"
+    assert listed["replicas.least"][1]
+    assert len(listed) >= 20
+    assert all(meaning for _, meaning in listed.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("prot=1", "prot"), ("engine.slot=1", "engine.slot"), ("port=70000", "port"), ("port=x", "port"),
+        ("x", "KEY=VALUE"),
+        ("engine.slots=0", "engine.slots"), ("replicas.least=4", "replicas.most"), ("host.name=x", "host"),
+        ("engine.governor=maybe", "governor"), ("name=a b", "name"), ("trace_share=2", "trace_share"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence_that_names_it(override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        serve_settings([override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_loopback_goes_without_keys(home: Path) -> None:
+    assert ServeSettings().on_loopback
+    with pytest.raises(ConfigError, match="tokendial keys add"):
+        api.serve("anything", ["host=0.0.0.0"])
+    with pytest.raises(ConfigError, match="tokendial keys add"):
+        api.serve("anything", ["keys=true"])
+
+
+@pytest.mark.parametrize("model", ["nothing", "nothing/7", "nothing@champion"])
+def test_a_model_that_is_nowhere_is_refused_before_ray_is_started(home: Path, model: str) -> None:
+    with pytest.raises(ConfigError, match="nothing"):
+        api.serve(model)
