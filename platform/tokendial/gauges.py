@@ -5,10 +5,11 @@ Only this module imports ray.util.metrics. Outside a Ray process nothing is sent
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.util import metrics as ray_metrics
 
@@ -16,6 +17,10 @@ from tokendial import metrics
 from tokendial.ledger import Ledger
 from tokendial.metrics import SEARCH, TRAIN, Series
 
+if TYPE_CHECKING:
+    from tokendial.search.trials import Trial
+
+KEEP_S = 2.0
 _SUMS = ("visual_tokens", "text_tokens", "examples", "flops")
 
 
@@ -25,6 +30,8 @@ class TrainingGauges:
     def __init__(self, run: str, rank: int, horizon: int) -> None:
         self._series = _made(TRAIN, "tokendial_train_", {"run": run})
         self._rank = str(rank)
+        self._closed = threading.Event()
+        threading.Thread(target=self._keep, name="tokendial-gauges", daemon=True).start()
         self._before: Counter[tuple[int, str]] = Counter()
         if rank == 0:
             self._series["planned_steps"].set(horizon)
@@ -52,6 +59,14 @@ class TrainingGauges:
             self._series[name].inc(value, {"count": str(count)})
         self._before = now
 
+    def close(self) -> None:
+        """No longer say what was said last."""
+        self._closed.set()
+
+    def _keep(self) -> None:
+        while not self._closed.wait(KEEP_S):
+            _repeat(self._series)
+
     def committed(self, step: int) -> None:
         """A checkpoint is on disk."""
         self._series["checkpoint_steps"].set(step)
@@ -66,19 +81,43 @@ class SearchGauges:
         self._series["planned_trials"].set(trials)
         self._series["budget_flops"].set(budget_flops)
 
-    def trials(self, states: Mapping[str, int]) -> None:
-        """How many trials are in each state."""
-        for state, number in states.items():
-            self._series["trials"].set(number, {"state": state})
+    def trials(self, trials: Mapping[int, Trial]) -> None:
+        """Where the trials of a search stand: how they ended, what they spent, and the best so far."""
+        ended = [trial.outcome for trial in trials.values() if trial.outcome is not None]
+        states = Counter(outcome.status.lower() for outcome in ended)
+        for state in ("finished", "pruned", "failed"):
+            self._series["trials"].set(states[state], {"state": state})
+        self._series["trials"].set(len(trials) - len(ended), {"state": "running"})
+        self._series["spent_flops"].set(sum(outcome.flops for outcome in ended))
+        finished = [outcome for outcome in ended if outcome.status == "FINISHED" and "autc" in outcome.values]
+        if finished:
+            best = max(finished, key=lambda outcome: outcome.values["autc"])
+            self._series["best_autc_ratio"].set(best.values["autc"])
+            for count, quality in best.curve.items():
+                self._series["best_quality_ratio"].set(quality, {"count": str(count)})
+        _repeat(self._series)
 
-    def spent(self, flops: float) -> None:
-        self._series["spent_flops"].set(flops)
 
-    def best(self, autc: float, curve: Mapping[int, float]) -> None:
-        """The best trial so far: its area and its quality by count."""
-        self._series["best_autc_ratio"].set(autc)
-        for count, quality in curve.items():
-            self._series["best_quality_ratio"].set(quality, {"count": str(count)})
+class _Gauge:
+    """A gauge that knows what it was set to: Ray forgets a value once it has been read."""
+
+    def __init__(self, gauge: ray_metrics.Gauge) -> None:
+        self._gauge = gauge
+        self._values: dict[tuple[tuple[str, str], ...], float] = {}
+
+    def set(self, value: float, tags: Mapping[str, str] | None = None) -> None:
+        self._values[tuple((tags or {}).items())] = value
+        self._gauge.set(value, dict(tags or {}))
+
+    def repeat(self) -> None:
+        for tags, value in list(self._values.items()):
+            self._gauge.set(value, dict(tags))
+
+
+def _repeat(series: Mapping[str, Any]) -> None:
+    for metric in series.values():
+        if isinstance(metric, _Gauge):
+            metric.repeat()
 
 
 def _made(wanted: Sequence[Series], prefix: str, tags: Mapping[str, str]) -> dict[str, Any]:
@@ -93,5 +132,5 @@ def _made(wanted: Sequence[Series], prefix: str, tags: Mapping[str, str]) -> dic
             case "histogram":
                 metric = ray_metrics.Histogram(series.name, series.help, list(series.buckets), series.labels)
         metric.set_default_tags(dict(tags))
-        made[series.name.removeprefix(prefix)] = metric
+        made[series.name.removeprefix(prefix)] = _Gauge(metric) if isinstance(metric, ray_metrics.Gauge) else metric
     return made

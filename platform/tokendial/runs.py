@@ -155,8 +155,12 @@ def home() -> Path:
 
 def run_name(config: RunConfig[Any], user: str | None = None) -> str:
     """`user.experiment.hash`, the hash over everything that a resumed run must share."""
-    experiment = re.sub(r"[^A-Za-z0-9.-]", "-", config.experiment)
-    return f"{user or user_name()}.{experiment}.{config_hash(config)}"
+    return f"{user or user_name()}.{plain(config.experiment)}.{config_hash(config)}"
+
+
+def plain(text: str) -> str:
+    """Text as a part of a run's name."""
+    return re.sub(r"[^A-Za-z0-9.-]", "-", text)
 
 
 def config_hash(config: RunConfig[Any], without: str | None = None) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tokendial import identity, runs
 from tokendial.experiments import ConfigError
-from tokendial.jobs import Cluster, evaluation_order, training_order
+from tokendial.jobs import Cluster, evaluation_order, search_order, serving_order, training_order
 from tokendial.jobs.cluster import checked_address, find_token
 from tokendial.jobs.order import check_places
 from tokendial.jobs.package import archive, code, modules
@@ -169,3 +169,25 @@ def test_an_identity_that_was_sent_along_is_the_runs(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(identity.VARIABLE, identity.FILE)
     assert identity.capture() == sent
+
+
+def test_a_search_order_repeats_what_was_typed_under_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_space.py").write_text("def space():\n    return {}\n")
+    monkeypatch.chdir(tmp_path)
+    options = {"trials": 4, "new": False, "budget": None}
+    orders = [search_order("digits.tiny", ("seed=0,1",), options, None, "my_space.py:space") for _ in range(2)]
+    assert orders[0] == orders[1]
+    name = orders[0].run
+    words = ("digits.tiny", "seed=0,1", "--space", "my_space.py:space", "--trials", "4")
+    assert orders[0].arguments == ("search", *words, "--name", name, "--json")
+    assert orders[0].files.keys() == {"my_space.py"}
+    assert search_order("digits.tiny", ("seed=0,1,2",), options, None, None).run != name
+    with pytest.raises(ConfigError, match="unknown key 'seeed'"):
+        search_order("digits.tiny", ("seeed=0,1", "seeed=2"), options, None, None)
+
+
+def test_a_serving_order_gives_lists_and_flags_again() -> None:
+    order = serving_order("tokendial-digits/3", ("host=0.0.0.0",), {"allow-image-host": ["a", "b"], "keys": True})
+    words = ("host=0.0.0.0", "--model", "tokendial-digits/3", "--allow-image-host", "a", "--allow-image-host", "b")
+    assert order.arguments == ("serve", *words, "--keys", "--json")
+    assert order.run == "serve.tokendial-digits-3"

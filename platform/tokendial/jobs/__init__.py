@@ -3,7 +3,7 @@
 from tokendial.jobs.cluster import Cluster
 from tokendial.jobs.follow import follow
 from tokendial.jobs.logs import read_logs
-from tokendial.jobs.order import Order, evaluation_order, training_order
+from tokendial.jobs.order import Order, evaluation_order, search_order, serving_order, training_order
 from tokendial.jobs.send import find, send, sent_to
 from tokendial.jobs.status import Standing, standings
 from tokendial.jobs.stop import stop
@@ -16,8 +16,10 @@ __all__ = [
     "find",
     "follow",
     "read_logs",
+    "search_order",
     "send",
     "sent_to",
+    "serving_order",
     "standings",
     "stop",
     "training_order",

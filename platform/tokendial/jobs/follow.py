@@ -22,8 +22,12 @@ Progress = Callable[[Mapping[str, Any]], None]
 Say = Callable[[str], None]
 
 
-def follow(cluster: Cluster, submission: str, progress: Progress | None, say: Say) -> dict[str, Any]:
+def follow(
+    cluster: Cluster, submission: str, progress: Progress | None, say: Say, ready: bool = False
+) -> dict[str, Any]:
     """Wait for a job and return the JSON object of its last line; without `progress` every line is said.
+
+    With `ready` the first such line is enough, which an endpoint says when it answers.
 
     A connection that drops is taken up again for `PATIENCE_S`. Raises what the job's own end stands for: ConfigError
     for bad input, WorkFailed for the rest, Unreachable where the cluster stays away.
@@ -42,7 +46,7 @@ def follow(cluster: Cluster, submission: str, progress: Progress | None, say: Sa
             continue
         heard = time.monotonic()
         log.show(text, ended=job["status"] in ("SUCCEEDED", "FAILED", "STOPPED"))
-        if job["status"] == "SUCCEEDED":
+        if job["status"] == "SUCCEEDED" or (ready and log.answered):
             return log.result()
         if job["status"] in ("FAILED", "STOPPED"):
             raise _end(job, log)
@@ -74,6 +78,10 @@ class _Log:
                 self._progress(latest)
             elif not line.startswith(("{", "tokendial: ")) and line.strip():
                 self._say(line)
+
+    @property
+    def answered(self) -> bool:
+        return any(line.startswith("{") for line in self.lines)
 
     def result(self) -> dict[str, Any]:
         last = next((line for line in reversed(self.lines) if line.startswith("{")), None)

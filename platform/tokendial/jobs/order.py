@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,24 +47,65 @@ def training_order(
     if source == "last":
         raise ConfigError("--from last is this machine's last run; give the name of a run of the cluster")
     ending = f"-from-{runs.short_name(source)}" if source else ""
-    name = name or runs.run_name(config, identity.user_name()) + ending
-    if not runs.NAME.fullmatch(name):
-        raise ConfigError(f"run name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`")
+    name = checked_name(name or runs.run_name(config, identity.user_name()) + ending)
     arguments = ["train", "--config", CONFIG, "--name", name, "--json"]
     arguments += ["--new"] if new else []
     arguments += ["--from", source] if source else []
     return Order(name, tuple(arguments), run_files(config))
 
 
+def search_order(
+    experiment: str, overrides: Sequence[str], options: Mapping[str, object], name: str | None, space: str | None
+) -> Order:
+    """The order to search; the same command has the same name, so it continues the search or shows its result."""
+    from tokendial.resolve import resolve
+    from tokendial.search.space import lists
+
+    single, _ = lists(overrides)
+    config = resolve(experiment, single, machine_cpus=None)
+    check_places(config.model_dump(mode="json"))
+    words = [experiment, *overrides, *(["--space", space] if space else []), *_words(options)]
+    digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=4).hexdigest()
+    name = checked_name(name or f"{identity.user_name()}.{runs.plain(experiment)}.search-{digest}")
+    modules = package.modules(config.experiment, config.workload, *([space] if space else []))
+    return Order(name, ("search", *words, "--name", name, "--json"), modules)
+
+
 def evaluation_order(model: str, options: Mapping[str, object]) -> Order:
     """The order to score a run of the cluster; `options` are those of `tokendial eval`, None where not given."""
+    _check_model(model, "score")
+    return Order(model, ("eval", model, *_words(options), "--json"))
+
+
+def serving_order(model: str, overrides: Sequence[str], options: Mapping[str, object]) -> Order:
+    """The order to serve a run of the cluster or a registered model, until it is stopped."""
+    _check_model(model, "serve")
+    words = ("serve", *overrides, "--model", model, *_words(options), "--json")
+    return Order(f"serve.{runs.plain(model)}", words)
+
+
+def checked_name(name: str) -> str:
+    if not runs.NAME.fullmatch(name):
+        raise ConfigError(f"run name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`")
+    return name
+
+
+def _check_model(model: str, what: str) -> None:
     if model == "last" or Path(model).exists():
         raise ConfigError(
-            f"model {model!r} is of this machine; give the name of a run of the cluster, or leave out --on to score it "
-            "here"
+            f"model {model!r} is of this machine; give the name of a run of the cluster, or leave out --on to {what} "
+            "it here"
         )
-    given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-    return Order(model, ("eval", model, *given, "--json"))
+
+
+def _words(options: Mapping[str, object]) -> list[str]:
+    """Options as words: None and False are left out, True is the option alone, a list gives it again and again."""
+    words: list[str] = []
+    for name, value in options.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one is not None and one is not False:
+                words += [f"--{name}"] if one is True else [f"--{name}", str(one)]
+    return words
 
 
 def run_files(config: RunConfig[Any]) -> dict[str, bytes]:

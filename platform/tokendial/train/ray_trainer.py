@@ -238,6 +238,7 @@ def _worker(payload: dict[str, Any]) -> None:
     try:
         work(order, seat)
     finally:
+        gauges.close()
         if monitor is not None:
             monitor.stop()
         if writer is not None:
