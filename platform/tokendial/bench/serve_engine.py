@@ -44,6 +44,7 @@ SHORT, LONG = 4, 32  # new tokens of an answer: a label, a caption
 LEAST_OF_FLOPS = 0.85
 LEAST_BATCHING = 2.0
 MOST_LATE = 0.01
+_FAR_MS = 3.6e6
 
 
 def bench_model(folder: Path) -> Path:
@@ -176,7 +177,10 @@ def _share_row(name: str, setting: str, share: float, samples: int, mode: str) -
 
 
 async def _capacity(engine: Engine) -> tuple[float, float]:
-    """Requests/s of closed batches at the largest count, and how many times that the smallest count gives."""
+    """Requests/s of closed batches at the largest count, and how many times that the smallest count gives.
+
+    Measured under a target so far away that nothing is refused.
+    """
     took = {}
     for count in (COUNTS[-1], COUNTS[0]):
         samples = [await _all_at_once(engine, [count] * CONCURRENCY, SHORT, seed) for seed in range(3)]
@@ -206,7 +210,7 @@ async def _outcome(engine: Engine, request: ServeRequest) -> Done | Busy:
 
 async def _all_at_once(engine: Engine, counts: Sequence[int], new_tokens: int, seed: int) -> float:
     """Seconds from sending a request for each count to the last answer."""
-    requests = [_request(number, count, new_tokens, seed) for number, count in enumerate(counts)]
+    requests = [_request(number, count, new_tokens, seed, latency_ms=_FAR_MS) for number, count in enumerate(counts)]
     began = time.perf_counter()
     done = await asyncio.gather(*(_answered(engine, request) for request in requests))
     took = time.perf_counter() - began
@@ -222,14 +226,14 @@ async def _answered(engine: Engine, request: ServeRequest) -> Done:
     raise WorkFailed(f"request {request.id} had no end")
 
 
-def _request(number: int, count: int | None, new_tokens: int, seed: int, may_bend: bool = False) -> ServeRequest:
+def _request(number: int, count: int | None, new_tokens: int, seed: int, **terms: Any) -> ServeRequest:
     return ServeRequest(
         id=f"{seed}/{number}",
         turns=(Turn("user", (0, "what is b3")),),
         images=(_noise(1000 * seed + number),),
         asks=(Ask(count),),
         sampling=Sampling(new_tokens),
-        may_bend=may_bend,
+        **terms,
     )
 
 
