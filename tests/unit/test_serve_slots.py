@@ -1,0 +1,164 @@
+"""A workload's half of serving: slots, prompts and steps of any tower, projector and language model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokendial.contracts.serving import Row
+from tokendial.serve.request import Turn
+from tokendial_workloads.vlm.decode import greedy
+from tokendial_workloads.vlm.export import load, load_processor
+from tokendial_workloads.vlm.prompting import PromptWriter
+from tokendial_workloads.vlm.serving import VlmServing
+from vlm_tiny import CLIP, COUNTS, QWEN2, SIGLIP, STEM, tiny_run, tiny_task
+
+TASK = tiny_task()
+CPU = torch.device("cpu")
+
+
+def exported(folder: Path, projector: str = "pool", **fields: Any) -> Path:
+    config = tiny_run(projector, **fields)
+    TASK.export(TASK.build_model(config).eval(), config, str(folder))
+    return folder
+
+
+def write(serving: VlmServing, rows: list[Row], steps: list[int], joins: list[int]) -> list[list[int]]:
+    """Greedy ids of each row; row i joins at turn `joins[i]` and leaves after `steps[i]` tokens."""
+    written: list[list[int]] = [[] for _ in rows]
+    running: list[int] = []
+    turn = 0
+    while turn <= max(joins) or running:
+        new = [row for row, at in enumerate(joins) if at == turn]
+        if new:
+            for row, index in zip(new, serving.prefill([rows[row] for row in new]).argmax(-1).tolist(), strict=True):
+                written[row].append(index)
+            running += new
+        done = [slot for slot, row in enumerate(running) if len(written[row]) >= steps[row]]
+        running = [running[slot] for slot in serving.release(done)] if done else running
+        if running:
+            logits = serving.decode([written[row][-1] for row in running])
+            for row, index in zip(running, logits.argmax(-1).tolist(), strict=True):
+                written[row].append(index)
+            done = [slot for slot, row in enumerate(running) if len(written[row]) >= steps[row]]
+            running = [running[slot] for slot in serving.release(done)] if done else running
+        turn += 1
+    return written
+
+
+@pytest.mark.parametrize(
+    ("projector", "fields"),
+    [
+        ("pool", {"vision": STEM}),
+        ("query", {"vision": CLIP, "language": QWEN2}),
+        ("pool_after", {"vision": SIGLIP, "language": QWEN2}),
+        ("mlp", {"vision": CLIP}),
+    ],
+    ids=["stem-pool-llama", "clip-query-qwen2", "siglip-pool_after-qwen2", "clip-mlp-llama"],
+)
+def test_rows_that_join_and_leave_get_the_ids_they_get_alone(
+    projector: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = exported(tmp_path / "model", projector, **fields)
+    serving, model = VlmServing(folder, CPU, torch.float32, num_slots=5), load(folder)
+    assert tuple(serving.counts)[:1] == COUNTS[projector][:1]
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(9, 3, 24, 24, generator=generator)
+    steps, joins = [9, 3, 12, 1, 7, 5, 2, 11, 4], [0, 0, 0, 0, 2, 3, 3, 5, 9]
+    counts = [COUNTS[projector][row % len(COUNTS[projector])] for row in range(9)]
+    prompts = [[1, 3, *torch.randint(5, 35, (1 + row % 4,), generator=generator).tolist()] for row in range(9)]
+    features = serving.encode(pixels)
+    rows = [
+        Row(prompt, [serving.project(features[row : row + 1], counts[row])[0]]) for row, prompt in enumerate(prompts)
+    ]
+    found = write(serving, rows, steps, joins)
+    for row, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt])
+        alone = greedy(
+            model, model.encode(pixels[row : row + 1]), ids, torch.ones_like(ids), counts[row], steps[row], stop_ids=()
+        )
+        assert found[row] == alone[0].tolist(), f"row {row}"
+
+
+def test_slots_grow_with_the_longest_answer_and_keep_what_they_hold(tmp_path: Path) -> None:
+    serving = VlmServing(exported(tmp_path / "model"), CPU, torch.float32, num_slots=2)
+    features = serving.encode(torch.zeros(1, 3, 24, 24))
+    long, short = (Row([1, 3, 9], [serving.project(features, count)[0]]) for count in (25, 1))
+    alone = write(serving, [long], [150], [0])[0]
+    both = write(serving, [long, short], [150, 140], [0, 7])
+    assert both[0] == alone
+    assert len(both[1]) == 140
+
+
+def test_text_without_images_is_read_too(tmp_path: Path) -> None:
+    serving, model = VlmServing(exported(tmp_path / "m"), CPU, torch.float32, 2), load(tmp_path / "m")
+    found = write(serving, [Row([1, 8, 9], [])], [4], [0])[0]
+    whole: Any = model
+    ids = whole.generate(input_ids=torch.tensor([[1, 8, 9]]), max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert found == ids[0, 3:].tolist()
+
+
+def test_the_placeholder_is_never_written(tmp_path: Path) -> None:
+    serving = VlmServing(exported(tmp_path / "model"), CPU, torch.float32, 2)
+    logits = serving.prefill([Row([1, 8], [])])
+    assert logits[0, 3] == -torch.inf
+    assert torch.isfinite(logits).sum() == logits.numel() - 1
+
+
+def test_sliding_windows_are_refused_rather_than_served_wrongly(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "model", language=QWEN2)
+    text = (folder / "config.json").read_text()
+    assert '"full_attention"' in text
+    (folder / "config.json").write_text(text.replace('"full_attention"', '"sliding_attention"', 1))
+    with pytest.raises(ValueError, match=r"sliding_attention.*only full_attention can be served"):
+        VlmServing(folder, CPU, torch.float32, 2)
+
+
+TEMPLATES = {
+    "as it is": "{{ bos_token }} {% for m in messages %}{% for p in m.content %}"
+    "{{ '<image>' if p.type == 'image' else p.text }} {% endfor %}{% endfor %}",
+    "trimming": "{{ bos_token }} {% for m in messages %}{{ m.role }}: {% for p in m.content %}"
+    "{{ '<image>' if p.type == 'image' else p.text | trim }} {% endfor %}{{ eos_token }} {% endfor %}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_prompts_are_those_of_the_processor(template: str, tmp_path: Path) -> None:
+    processor: Any = load_processor(exported(tmp_path / "model"))
+    processor.chat_template = TEMPLATES[template]
+    writer = PromptWriter(processor)
+    turns = [Turn("system", ("w1 w2",)), Turn("user", (0, "  w3 w4 ", 1, "w5\n")), Turn("assistant", ("w6",))]
+    told = [
+        {
+            "role": turn.role,
+            "content": [
+                {"type": "image"} if isinstance(part, int) else {"type": "text", "text": part} for part in turn.parts
+            ],
+        }
+        for turn in turns
+    ]
+    text = processor.apply_chat_template(told, add_generation_prompt=True)
+    assert writer.ids(turns) == processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_conversation_that_the_template_refuses_is_refused(tmp_path: Path) -> None:
+    processor: Any = load_processor(exported(tmp_path / "model"))
+    processor.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}<s>"
+        "{% for m in messages %}{% for p in m.content %}{% if p.type != 'image' %} {{ p.text }}{% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    writer = PromptWriter(processor)
+    with pytest.raises(ValueError, match="no system turns"):
+        writer.ids([Turn("system", ("w1",))])
+    with pytest.raises(ValueError, match="writes 0 of 1 images"):
+        writer.ids([Turn("user", (0, "w1"))])
+    with pytest.raises(ValueError, match="U\\+FDD0"):
+        writer.ids([Turn("user", ("\ufdd0",))])
+
+
+def test_text_that_cannot_be_told_from_a_special_token_is_refused(tmp_path: Path) -> None:
+    """This tokenizer's vocabulary of whole words holds its special tokens too."""
+    writer = PromptWriter(load_processor(exported(tmp_path / "model")))
+    with pytest.raises(ValueError, match=r"'<image>', which this model cannot read as text"):
+        writer.ids([Turn("user", (0, "w1 <image> w2"))])
