@@ -1,5 +1,6 @@
 """The governor under simulated load: open-loop Poisson arrivals at a replica that bends, and at one that does not."""
 
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -59,8 +60,21 @@ def test_quality_falls_no_further_than_the_load_needs() -> None:
     ]
     assert qualities == sorted(qualities, reverse=True)
     assert qualities[0] > 0.93
-    assert qualities[1] > 0.8
+    assert qualities[1] > 0.88
+    assert qualities[2] > 0.8
     assert qualities[-1] >= QUALITY[16]
+
+
+def test_between_two_levels_both_counts_are_given_in_a_proportion_that_follows_the_load() -> None:
+    shares = []
+    for load in (2.0, 2.3, 2.6, 2.9):
+        outcome = simulate(poisson(load * CAPACITY, 30, [BENDS], 0), governor())
+        counts = Counter(one.choice.counts for one in outcome.accepted if one.choice)
+        shares.append(counts[(16,)] / len(outcome.accepted))
+        assert outcome.late_share(TARGET_S) < 0.01
+    assert shares == sorted(shares)
+    assert shares[0] < 0.3
+    assert 0.2 < shares[2] < 0.8
 
 
 def full_again_after(outcome: Outcome, dropped_s: float) -> float:

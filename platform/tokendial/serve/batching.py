@@ -167,8 +167,9 @@ class Batcher:
         choices: dict[int, Choice] = {}
         groups: defaultdict[tuple[int, ...], list[_Entry]] = defaultdict(list)
         for entry in waiting:
-            choice = self.governor.choose(entry.ticket.terms, now - entry.ticket.arrived, self._expected(entry.ticket))
-            choices[entry.ticket.id] = choice
+            ticket = entry.ticket
+            choice = self.governor.choose(ticket.terms, now - ticket.arrived, self._expected(ticket), ticket.id)
+            choices[ticket.id] = choice
             groups[choice.counts].append(entry)
         first = choices[waiting[0].ticket.id].counts
         chosen = max(groups.values(), key=len) if patient else groups[first]

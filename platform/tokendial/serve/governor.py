@@ -4,7 +4,9 @@ Plain arithmetic on clock readings: no threads, no tensors, no randomness. Level
 level n a request that consents gets at most the n-th efficient count of the ladder, never one below its floor.
 
 Down at once: the first level at which the work ahead fits into `_BUDGET` of the target and arrivals leave the replica
-some time. Up after `_HOLD_S` during which a higher level would have fitted well.
+some time. Up after `_HOLD_S` during which a higher level would have fitted well. Between two levels `lift` is the share
+of requests that are served one level up, as many as arrivals leave time for, so that quality falls with the load and
+not in steps.
 """
 
 from collections import deque
@@ -22,6 +24,7 @@ _DEMAND, _DEMAND_UP = 0.9, 0.8
 _HOLD_S = 0.5
 _WINDOW_S = 1.0
 _ADMIT = 0.65
+_GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Governor:
         self.mode = mode
         self.target_s = target_s
         self.level = 0
+        self.lift = 0.0
         self.scale = 1.0
         self.costs = costs
         # Asked for again and again: few different requests come.
@@ -157,7 +161,15 @@ class Governor:
                 self.level, self._fits_since = fits_well, None
         else:
             self._fits_since = None
+        self.lift = self._room_above(ahead_s)
         return self.level
+
+    def _room_above(self, ahead_s: Sequence[float]) -> float:
+        """The share of arrivals that a level up leaves the replica some time for; 0 where work waits."""
+        if not self.level or ahead_s[self.level] * self.scale > _BUDGET_UP * self.target_s:
+            return 0.0
+        above, here = (self._demand[level] * self.scale for level in (self.level - 1, self.level))
+        return min(1.0, max(0.0, _DEMAND_UP * _WINDOW_S - here) / (above - here)) if above > here else 0.0
 
     def _first(self, ahead_s: Sequence[float], budget: float, demand: float) -> int:
         """The first level whose work fits; the last one where none does."""
@@ -182,17 +194,19 @@ class Governor:
         target_s = self.target_s if terms.target_s == inf else terms.target_s
         return self.scale * (ahead_s[-1] + alone_s) <= _ADMIT * target_s
 
-    def choose(self, terms: Terms, waited_s: float, new_tokens: float) -> Choice:
-        """The counts of a request that starts now."""
+    def choose(self, terms: Terms, waited_s: float, new_tokens: float, number: int = 0) -> Choice:
+        """The counts of a request that starts now; its number decides whether it is among those that are lifted."""
         plan = self.plan(terms)
-        bent = plan[self.level]
+        # Multiples of the golden ratio fall evenly on the unit interval, whatever the share.
+        level = self.level - (number * _GOLDEN % 1 < self.lift)
+        bent = plan[level]
         if terms.may_bend and terms.target_s < inf:
-            bent = self._in_time(plan[self.level :], terms.target_s - waited_s, new_tokens)
+            bent = self._in_time(plan[level:], terms.target_s - waited_s, new_tokens)
         if bent == terms.wanted:
             return Choice(terms.wanted, terms.reason, bent)
         if self.mode == "shadow":
             return Choice(terms.wanted, "shadow", bent)
-        return Choice(bent, "bent" if plan[self.level] != terms.wanted else "target", bent)
+        return Choice(bent, "bent" if plan[level] != terms.wanted else "target", bent)
 
     def _in_time(self, plan: Sequence[tuple[int, ...]], left_s: float, new_tokens: float) -> tuple[int, ...]:
         """The first counts whose answer is expected within what is left of a target; the last where none is."""
