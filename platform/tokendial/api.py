@@ -17,9 +17,10 @@ from tokendial.scores import Scores
 
 if TYPE_CHECKING:
     from tokendial.jobs import Order, Standing
+    from tokendial.promote import Promotion
+    from tokendial.search.found import SearchResult
     from tokendial.serve.keys import Key, Usage
     from tokendial.serve.start import OpenEndpoint
-    from tokendial.search.found import SearchResult
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -67,6 +68,31 @@ def search(
     from tokendial.search import drive
 
     return drive.search(drive.plan_search(experiment, overrides, **options), new=new, progress=progress)
+
+
+def promote(
+    reference: str,
+    trial: int | None = None,
+    model: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress = _silent,
+) -> Promotion:
+    """Register a run, or the best trial of a search, and make it the champion of a model.
+
+    Raises:
+        ConfigError: it cannot be promoted, or is worse than the champion. WorkFailed: it does not score as recorded.
+    """
+    from tokendial import promote as promoting
+
+    return promoting.promote(reference, trial, model, force, dry_run, progress)
+
+
+def rollback(model: str) -> tuple[int, int]:
+    """Move a model's champion back to the version before; returns (from, to)."""
+    from tokendial import promote as promoting
+
+    return promoting.rollback(model)
 
 
 def evaluate(
@@ -127,9 +153,9 @@ def export(reference: str, to: Path) -> Path:
 
 
 def submit(
-    url: str, order: Order, progress: Progress = _silent, say: Callable[[str], None] = print, wait: bool = True
+    url: str, order: Order, progress: Progress = _silent, say: Callable[[str], None] = print, ready: bool = False
 ) -> dict[str, Any]:
-    """Send an order to the Ray cluster at `url`; what its command's last line says, or with `wait=False` its job.
+    """Send an order to the Ray cluster at `url`; what its command's last line says, or its first where it then goes on.
 
     Raises:
         ConfigError: the address, the token or the order is bad. WorkFailed: the job failed, or nothing answers.
@@ -139,7 +165,7 @@ def submit(
     cluster = jobs.Cluster(url)
     progress({"stage": "sending"})
     submission = jobs.send(cluster, order)
-    return jobs.follow(cluster, submission, progress, say) if wait else {"job": submission, "cluster": cluster.url}
+    return jobs.follow(cluster, submission, progress, say, ready)
 
 
 def follow(reference: str, url: str | None = None, say: Callable[[str], None] = print) -> None:

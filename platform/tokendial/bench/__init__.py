@@ -10,7 +10,11 @@ from tokendial.experiments import ConfigError
 __all__ = ["PARTS", "run"]
 
 # Each part's module has a `main(arguments) -> exit status`; kernels keep their bench beside them.
-PARTS = {"train": "tokendial.bench.train", "kernels": "tokendial_kernels.bench"}
+PARTS = {
+    "train": "tokendial.bench.train",
+    "search": "tokendial.bench.search",
+    "kernels": "tokendial_kernels.bench",
+}
 
 
 def run(part: str, args: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from tokendial.commands.elsewhere import On, send_to
+from tokendial.commands.search import print_search
 from tokendial.commands.shell import Json, app, console, failures, integers, print_result
 from tokendial.experiments import ConfigError
 from tokendial.progress import progress_reporter
@@ -55,24 +56,30 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[str], typer.Argument(help="Runs: ids, names or `last`; several are compared.")],
+    runs: Annotated[
+        list[str], typer.Argument(help="Runs: ids, names or `last`; several are compared. Or one search, by its name.")
+    ],
     json_: Json = False,
 ) -> None:
-    """Show a finished run again: curve, ledger, figures; or compare several in one HTML file."""
+    """Show a finished run or search again: curves, ledger, figures; or compare several runs in one HTML file."""
     with failures():
         from tokendial import api
+        from tokendial.search.found import find_search, read_found
 
+        if len(runs) == 1 and find_search(runs[0]):
+            return print_search(read_found(runs[0]), json_)
         results = api.report(runs)
         if json_:
             if len(results) == 1:
                 print(results[0].to_line())
             else:
                 print(json.dumps({"runs": [result.model_dump(mode="json") for result in results]}))
-            return
+            return None
         for result in results:
             print_result(result, json_=False)
         if len(results) > 1:
             console.print(f"comparison: {api.comparison(results)}")
+    return None
 
 
 @app.command()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from tokendial.commands.elsewhere import On, send_to
 from tokendial.commands.shell import Json, app, console, failures, relative
+from tokendial.experiments import ConfigError
 from tokendial.progress import progress_reporter
 
 if TYPE_CHECKING:
+    from tokendial.jobs import Order
+    from tokendial.promote import Promotion
     from tokendial.search.found import SearchResult
 
 
@@ -46,6 +52,7 @@ def search(
     limit: Annotated[float, typer.Option(help="Seconds without progress after which a trial has failed.")] = 600.0,
     name: Annotated[str | None, typer.Option(help="Name of the search; default user.experiment.search-hash.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Start another search even if this one exists.")] = False,
+    on: On = None,
     json_: Json = False,
 ) -> None:
     """Search for the token schedule (or anything else) at equal compute.
@@ -57,7 +64,14 @@ def search(
     """
     with failures():
         from tokendial import api
+        from tokendial.jobs import search_order
 
+        if on:
+            options = {
+                "algorithm": algorithm, "objectives": objectives, "trials": trials, "budget": budget,
+                "per-trial": per_trial, "seed": seed, "limit": limit, "new": new,
+            }  # fmt: skip
+            return _search_on(on, search_order(experiment, overrides or (), options, name, space), json_)
         with progress_reporter(console if not json_ else Console(stderr=True)) as progress:
             progress({"stage": "planning"})
             result = api.search(
@@ -76,6 +90,13 @@ def search(
                 progress=progress,
             )
         print_search(result, json_)
+    return None
+
+
+def _search_on(on: str, order: Order, json_: bool) -> None:
+    from tokendial.search.found import SearchResult
+
+    send_to(on, order, json_, lambda document: print_search(SearchResult.model_validate(document), json_=False))
 
 
 def print_search(result: SearchResult, json_: bool) -> None:
@@ -117,3 +138,59 @@ def _groups(result: SearchResult) -> Table:
         values = [f"{group.values[name]:.4g}" for name in more]
         table.add_row(group.label, trials, seeds, f"{group.autc:.4f}", interval, behind, *values)
     return table
+
+
+@app.command()
+def promote(
+    reference: Annotated[
+        str, typer.Argument(metavar="NAME", help="Search or run to promote; with --rollback a registered model.")
+    ],
+    trial: Annotated[int | None, typer.Option(help="Trial of the search; default its best.", min=0)] = None,
+    model: Annotated[str | None, typer.Option(help="Registered model; default the workload's name.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Promote even if it is worse than the champion.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, score and compare; register nothing.")] = False,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Move the champion back to the one before.")] = False,
+    json_: Json = False,
+) -> None:
+    """Make a model the champion that endpoints serve.
+
+    Its validation is checked against its record, its test curve scored once and shown beside the champion's; a worse
+    one is refused without --force. Latency per count goes into its ladder, and its files are registered with their
+    SHA-256. Who moved the champion, when and from where is recorded.
+    """
+    with failures():
+        from tokendial import api
+
+        if rollback:
+            if trial is not None or model or force or dry_run:
+                raise ConfigError("--rollback goes alone: tokendial promote MODEL --rollback")
+            before, after = api.rollback(reference)
+            found = {"model": reference, "before": before, "version": after}
+            print(json.dumps(found) if json_ else f"champion of {reference}: version {after}, before it {before}")
+            return
+        with progress_reporter(console if not json_ else Console(stderr=True)) as progress:
+            promotion = api.promote(
+                reference, trial=trial, model=model, force=force, dry_run=dry_run, progress=progress
+            )
+        if json_:
+            print(json.dumps(asdict(promotion)))
+        else:
+            _print_promotion(promotion)
+
+
+def _print_promotion(promotion: Promotion) -> None:
+    champion = promotion.champion
+    columns = ["tokens", f"{promotion.metric} on test", "champion", "latency ms"]
+    table = Table(*columns, box=None, pad_edge=False)
+    for count, point in sorted(promotion.curve.items()):
+        beside = f"{champion.curve[count]:.4f}" if champion and count in champion.curve else ""
+        table.add_row(str(count), f"{point.quality:.4f}", beside, f"{promotion.latency_ms[count]:.2f}")
+    beside = f"{champion.autc:.4f}" if champion else ""
+    table.add_row("AUTC", f"{promotion.autc:.4f}", beside, "")
+    console.print(table)
+    console.print(f"latency: one answer, alone, on {promotion.device}", highlight=False, soft_wrap=True)
+    if promotion.version is None:
+        console.print("nothing was registered (--dry-run)")
+        return
+    before = f", before it version {promotion.before}" if promotion.before else ""
+    console.print(f"champion of {promotion.model}: version {promotion.version}{before}", highlight=False)

@@ -141,7 +141,7 @@ def _worked(plan: SearchPlan, desk: Desk, folder: Path, progress: Progress) -> S
 
             tuning.run(desk, folder, slots, _Board(plan, desk, progress).show, record.told)
         progress({"stage": "report"})
-        result = summarise(plan, desk.book, folder, base_costs(plan))
+        result = _reported(summarise(plan, desk.book, base_costs(plan)), plan, folder)
         status, failure = "FINISHED", None
         if result.best is None:
             raise WorkFailed(f"all {len(result.trials)} trials failed; first: {result.trials[0].outcome.cause}")
@@ -156,16 +156,33 @@ def _worked(plan: SearchPlan, desk: Desk, folder: Path, progress: Progress) -> S
     return result
 
 
+def _reported(result: SearchResult, plan: SearchPlan, folder: Path) -> SearchResult:
+    """The result with its page and figure drawn, written down."""
+    from tokendial.report.search import curves_png, search_html
+
+    path = folder / "report.html"
+    result = result.model_copy(update={"report": str(path)})
+    runs.write_atomically(path, search_html(result, plan.domains))
+    if result.groups:
+        curves_png(result, folder / "figures" / "curves.png")
+    runs.write_atomically(folder / "result.json", result.model_dump_json(indent=1))
+    return result
+
+
 class _Board:
     """Progress of a search as one line: trials done, and where those in progress are."""
 
     def __init__(self, plan: SearchPlan, desk: Desk, progress: Progress) -> None:
+        from tokendial.gauges import SearchGauges
+
         self._plan, self._desk, self._progress = plan, desk, progress
         self._places: dict[int, str] = {}
+        self._gauges = SearchGauges(plan.name, plan.trials, plan.flops * plan.trials)
 
     def show(self, number: int, place: Mapping[str, Any]) -> None:
         where = f"{place['step']}/{place['total']}" if "total" in place else place.get("stage", "starting")
         self._places[number] = f"{number:03d} {where}"
         done = {n: t for n, t in self._desk.book.trials.items() if t.outcome is not None}
         running = [text for n, text in sorted(self._places.items()) if n not in done]
+        self._gauges.trials(self._desk.book.trials)
         self._progress({"stage": "trials: " + ", ".join(running), "step": len(done), "total": self._plan.trials})

@@ -102,8 +102,8 @@ def read_found(name: str) -> SearchResult:
     return SearchResult.read(folder)
 
 
-def summarise(plan: SearchPlan, book: Book, folder: Path, base_costs: Mapping[int, float]) -> SearchResult:
-    """Put the trials of a finished ledger together and write `result.json`."""
+def summarise(plan: SearchPlan, book: Book, base_costs: Mapping[int, float]) -> SearchResult:
+    """Put the trials of a finished ledger together."""
     ended = [trial for trial in book.trials.values() if trial.outcome is not None]
     finished = [trial for trial in ended if _outcome(trial).status == "FINISHED"]
     best_curve = envelope(_outcome(trial).curve for trial in finished) if finished else {}
@@ -114,7 +114,7 @@ def summarise(plan: SearchPlan, book: Book, folder: Path, base_costs: Mapping[in
     outside = sorted(_outcome(t).seconds - _outcome(t).trained_seconds for t in finished if _outcome(t).trained_seconds)
     slot_seconds = sum(session.seconds * session.slots for session in book.sessions)
     trained = sum(session.trained_seconds for session in book.sessions)
-    result = SearchResult(
+    return SearchResult(
         name=plan.name,
         experiment=plan.experiment,
         algorithm=plan.algorithm,
@@ -133,8 +133,6 @@ def summarise(plan: SearchPlan, book: Book, folder: Path, base_costs: Mapping[in
         overhead_s=outside[len(outside) // 2] if outside else None,
         wall_seconds=sum(session.seconds for session in book.sessions),
     )
-    runs.write_atomically(folder / "result.json", result.model_dump_json(indent=1))
-    return result
 
 
 def _outcome(trial: Trial) -> Outcome:

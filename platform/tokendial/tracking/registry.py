@@ -160,6 +160,18 @@ def versions(uri: str, name: str) -> list[ModelVersion]:
         return list(_versions(client, name).values())
 
 
+def names(uri: str) -> list[str]:
+    """Every registered model."""
+    with _reached(uri) as client:
+        return [model.name for model in client.search_registered_models(max_results=1000)]
+
+
+def champion(uri: str, name: str) -> ModelVersion | None:
+    """The version that a registered model's alias `champion` is on; None where it is on none."""
+    with _reached(uri) as client:
+        return resolve(uri, name) if CHAMPION in _model(client, name).aliases else None
+
+
 def digest_tags(folder: Path) -> dict[str, str]:
     """Tags by which a version's files are known: the digest of its list of digests, and those of its weights."""
     weights = sorted(path for path in folder.rglob("*.safetensors"))

@@ -1,0 +1,193 @@
+"""Searchers replayed on curves that were trained once: what each would have spent to find what it finds.
+
+A searcher asks for schedules of a finite table; a trial costs its allowance, or the share of it that it had spent when
+it was pruned. Every figure is a median over seeds, each with its own order. The search's own rules are replayed:
+`suggest`, `halving` and `objective`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokendial.bench.curves import ALLOWANCE, EXPERIMENT, LONG, SETTING, Curves, Row
+from tokendial.curve import autc
+from tokendial.resolve import resolve
+from tokendial.schedule.draw import mix64, stream_key
+from tokendial.search import halving, suggest
+from tokendial.search.objective import hypervolume, value
+from tokendial.search.space import coordinates, default_space, scalars
+from tokendial.search.suggest import Told
+
+RANDOM_TRIALS = 16
+OBJECTIVES = ("autc", "cost")
+
+
+@dataclass(frozen=True)
+class Step:
+    """After a trial: what the search has spent in whole trials, and the rows that it has trained to their end."""
+
+    spent: float
+    finished: tuple[int, ...]
+
+
+def order(num: int, seed: int) -> list[int]:
+    """A random order of the table."""
+    return sorted(range(num), key=lambda index: mix64(seed, stream_key("replay"), index))
+
+
+def replay_random(rows: Sequence[Row], seed: int) -> list[Step]:
+    found: list[int] = []
+    steps = []
+    for index in order(len(rows), seed):
+        found.append(index)
+        steps.append(Step(float(len(found)), tuple(found)))
+    return steps
+
+
+def replay_asha(rows: Sequence[Row], seed: int) -> list[Step]:
+    """Random order, judged at each rung by the rule of the search itself."""
+    shares, recorded = halving.rungs(), [[] for _ in halving.rungs()]
+    spent, finished, steps = 0.0, [], []
+    for index in order(len(rows), seed):
+        passed, ended = 0, False
+        for share, curve in rows[index].points[:-1]:
+            rung = halving.reached(share, passed, shares)
+            if rung is None:
+                continue
+            score, passed = autc(dict(curve)), rung + 1
+            ended = not halving.goes_on(score, recorded[rung])
+            recorded[rung].append(score)
+            if ended:
+                spent += share
+                break
+        if not ended:
+            spent += rows[index].points[-1][0]
+            finished.append(index)
+        steps.append(Step(spent, tuple(finished)))
+    return steps
+
+
+def replay_parzen(
+    rows: Sequence[Row], seed: int, objectives: Sequence[str], costs: Mapping[int, float], most: int
+) -> list[Step]:
+    """Each suggestion of the space becomes the nearest schedule of the table that was not trained yet."""
+    space = default_space(resolve(EXPERIMENT, SETTING))
+    names = scalars(space)
+    chosen = [_tuples(row.chosen) for row in rows]
+    places = [coordinates(space, line) for line in chosen]
+    told: list[Told] = []
+    finished: list[int] = []
+    steps = []
+    for number in range(min(most, len(rows))):
+        wanted = coordinates(space, suggest.parzen(names, seed, number, told, objectives))
+        free = [index for index in range(len(rows)) if index not in finished]
+        near = min(free, key=lambda index: sum((a - b) ** 2 for a, b in zip(wanted, places[index], strict=True)))
+        curve = rows[near].points[-1][1]
+        told.append(Told(chosen[near], tuple(value(name, curve, costs) for name in objectives), "finished"))
+        finished.append(near)
+        steps.append(Step(float(number + 1), tuple(finished)))
+    return steps
+
+
+def spent_to_reach(steps: Sequence[Step], rows: Sequence[Row], target: float) -> float | None:
+    """Whole trials' worth of compute until a finished schedule is at least as good as the target."""
+    for step in steps:
+        if any(rows[index].autc >= target for index in step.finished):
+            return step.spent
+    return None
+
+
+def spent_to_cover(
+    steps: Sequence[Step], rows: Sequence[Row], costs: Mapping[int, float], share: float
+) -> float | None:
+    """Whole trials' worth of compute until the finished curves dominate a share of what all of them dominate."""
+    whole = hypervolume([row.points[-1][1] for row in rows], costs)
+    for step in steps:
+        curves = [rows[index].points[-1][1] for index in step.finished]
+        if curves and hypervolume(curves, costs) >= share * whole:
+            return step.spent
+    return None
+
+
+def replay_rows(table: Curves, seeds: int) -> dict[str, Any]:
+    """The figures of the replay, and of the rankings where `rank` was run."""
+    rows = table.of("space")
+    if len(rows) < RANDOM_TRIALS:
+        raise ValueError(f"replay needs at least {RANDOM_TRIALS} collected schedules, got {len(rows)}")
+    every = range(seeds)
+    random = {seed: replay_random(rows, seed) for seed in every}
+    targets = {seed: max(rows[i].autc for i in random[seed][RANDOM_TRIALS - 1].finished) for seed in every}
+    target = statistics.median(targets.values())
+    searchers = {
+        "random": random,
+        "asha": {seed: replay_asha(rows, seed) for seed in every},
+        "optuna": {seed: replay_parzen(rows, seed, ("autc",), table.costs, RANDOM_TRIALS) for seed in every},
+    }
+    pareto = {seed: replay_parzen(rows, seed, OBJECTIVES, table.costs, 12) for seed in every}
+    reached = {name: _spent(steps, rows, target) for name, steps in searchers.items()}
+    covered = [spent_to_cover(pareto[seed], rows, table.costs, 0.95) for seed in every]
+    found = {
+        "schedules": len(rows),
+        "seeds": seeds,
+        "best_of_random": {"trials": RANDOM_TRIALS, "autc": round(target, 4)},
+        "spent_to_reach_it": reached,
+        "of_random": {n: round(line["median"] / reached["random"]["median"], 3) for n, line in reached.items()},
+        "pareto_95_percent": {**_summary(covered), "of_exhaustive": round(_summary(covered)["median"] / len(rows), 3)},
+    }
+    return {**found, **rankings(table)}
+
+
+def _spent(steps: Mapping[int, Sequence[Step]], rows: Sequence[Row], target: float) -> dict[str, float]:
+    return _summary([spent_to_reach(line, rows, target) for line in steps.values()])
+
+
+def _summary(spent: Sequence[float | None]) -> dict[str, float]:
+    """Median and spread in whole trials; seeds that never got there count as infinite, and are counted."""
+    values = sorted(float("inf") if x is None else x for x in spent)
+    low, high = values[len(values) // 5], values[4 * len(values) // 5]
+    missed = sum(x is None for x in spent) / len(spent)
+    return {"median": round(statistics.median(values), 3), "low": low, "high": high, "missed": round(missed, 3)}
+
+
+def rankings(table: Curves) -> dict[str, Any]:
+    """Kendall's tau between two allowances, and between a share of the allowance and its end."""
+    short, long = (
+        {row.label: row.autc for row in table.of("rank") if row.allowance == allowance}
+        for allowance in (ALLOWANCE, LONG)
+    )
+    both = sorted(short.keys() & long.keys())
+    found: dict[str, Any] = {}
+    if len(both) > 2:
+        tau, p = kendall([short[name] for name in both], [long[name] for name in both])
+        found["rank"] = {
+            "schedules": len(both),
+            "tau": round(tau, 3),
+            "p": round(p, 4),
+            "allowances": [ALLOWANCE, LONG],
+        }
+    rows = table.of("space")
+    if len(rows) > 2:
+        ends = [row.autc for row in rows]
+        num = min(len(row.points) for row in rows)
+        found["tau_on_the_way"] = {
+            round(statistics.fmean(row.points[i][0] for row in rows), 2): round(
+                kendall([autc(dict(row.points[i][1])) for row in rows], ends)[0], 3
+            )
+            for i in range(num - 1)
+        }
+    return found
+
+
+def kendall(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Kendall's tau-b and its two-sided p."""
+    from scipy.stats import kendalltau
+
+    found = kendalltau(one, other)
+    return float(found.statistic), float(found.pvalue)
+
+
+def _tuples(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(chosen)

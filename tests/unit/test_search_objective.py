@@ -1,0 +1,74 @@
+"""What a trial is worth, when it is pruned, and how fronts are drawn: plain arithmetic."""
+
+import pytest
+from tokendial.experiments import ConfigError
+from tokendial.search.budget import parse
+from tokendial.search.halving import goes_on, reached, rungs
+from tokendial.search.objective import cost_of_being_good, envelope, hypervolume, pareto, value, worst_regret
+
+COSTS = {1: 1.0, 4: 2.0, 16: 4.0, 64: 16.0}
+CURVE = {1: 0.2, 4: 0.4, 16: 0.8, 64: 0.82}
+
+
+def test_hypervolume_is_the_staircase_over_log_cost() -> None:
+    # 0.2 over one doubling, 0.4 over one, 0.8 over two, of four doublings.
+    assert hypervolume([CURVE], COSTS) == pytest.approx((0.2 + 0.4 + 2 * 0.8) / 4)
+    assert hypervolume([{1: 0.5, 4: 0.1, 16: 0.1, 64: 0.1}], COSTS) == pytest.approx(0.5)
+    assert hypervolume([CURVE, {1: 0.5, 4: 0.5, 16: 0.5, 64: 0.9}], COSTS) == pytest.approx((0.5 + 0.5 + 1.6) / 4)
+
+
+def test_the_price_of_being_good_is_that_of_the_smallest_count_near_the_best() -> None:
+    assert cost_of_being_good(CURVE, COSTS) == 4.0
+    assert cost_of_being_good({1: 0.81, 4: 0.4, 16: 0.8, 64: 0.82}, COSTS) == 1.0
+    assert value("autc", {1: 0.0, 4: 1.0, 16: 1.0}, COSTS) == pytest.approx(0.75)
+    with pytest.raises(ValueError, match="'auc' is unknown"):
+        value("auc", CURVE, COSTS)
+
+
+def test_worst_regret_is_held_against_the_best_of_all_at_each_count() -> None:
+    best = envelope([CURVE, {1: 0.5, 4: 0.5, 16: 0.5, 64: 0.9}])
+    assert best == {1: 0.5, 4: 0.5, 16: 0.8, 64: 0.9}
+    count, gap = worst_regret(CURVE, best)
+    assert (count, gap) == (1, pytest.approx(0.3))
+
+
+def test_the_pareto_front_leaves_out_what_is_beaten_in_everything() -> None:
+    points = [(0.9, 5.0), (0.8, 2.0), (0.7, 3.0), (0.9, 5.0), (0.95, 9.0)]
+    assert pareto(points, (False, True)) == [0, 1, 4]
+
+
+def test_rungs_are_shares_of_the_allowance() -> None:
+    assert rungs(3, 2) == (pytest.approx(1 / 9), pytest.approx(1 / 3))
+    shares = (0.1, 0.3)
+    cases = ((0.05, 0), (0.1, 0), (0.2, 1), (0.5, 0), (0.9, 2))
+    assert [reached(share, passed, shares) for share, passed in cases] == [None, 0, None, 1, None]
+
+
+def test_a_trial_goes_on_among_the_best_third_seen_so_far() -> None:
+    assert goes_on(0.1, [])
+    assert goes_on(0.1, [0.9])
+    assert not goes_on(0.1, [0.9, 0.8])
+    assert goes_on(0.95, [0.9, 0.8, 0.7, 0.6, 0.5])
+    assert goes_on(0.85, [0.9, 0.8, 0.7, 0.6, 0.5])
+    assert not goes_on(0.75, [0.9, 0.8, 0.7, 0.6, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "kind"),
+    [
+        ("2e13", 2e13, "flops"),
+        ("5e12flops", 5e12, "flops"),
+        ("30min", 1800, "seconds"),
+        ("2h", 7200, "seconds"),
+        ("1.5gpuh", 5400, "worker_seconds"),
+    ],
+)
+def test_budgets_are_flops_time_or_worker_hours(text: str, amount: float, kind: str) -> None:
+    found = parse(text, per_trial=False)
+    assert (found.amount, found.kind) == (amount, kind)
+
+
+@pytest.mark.parametrize("text", ["soon", "30 parsecs", "-3min", "0", "min"])
+def test_other_budgets_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not an amount such as 2e13"):
+        parse(text, per_trial=True)

@@ -1,0 +1,180 @@
+"""What a search may choose from: domains, the default space, lists on the command line, repeatable suggestions."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokendial.experiments import ConfigError
+from tokendial.resolve import resolve
+from tokendial.search.domains import Choice, Distillation, Integers, LogUniform, Phases, Simplex, Uniform
+from tokendial.search.plan import check_request
+from tokendial.search.space import (
+    candidate,
+    check_space,
+    coordinates,
+    default_space,
+    describe,
+    from_description,
+    lists,
+    load_space,
+    scalars,
+    split,
+)
+from tokendial.search.suggest import Told, grid, parzen, random
+
+BASE = resolve("digits.tiny", ("evaluation.counts=[1,4,9,16,144]",))
+
+
+def test_scalars_map_units_to_values_and_back() -> None:
+    for scalar in (Choice(("a", [1, 2], None)), Uniform(-1, 3), LogUniform(1e-3, 10), Integers(2, 9)):
+        for u in (0.0, 0.2, 0.5, 0.999):
+            value = scalar.at(u)
+            assert scalar.at(scalar.unit(value)) == value
+
+
+def test_a_simplex_sums_to_one_and_is_spread_evenly() -> None:
+    """Dirichlet(1, 1, 1): each mean 1/3, each variance 1/18; 4,000 draws put the mean within 0.011 at 99.7 %."""
+    simplex = Simplex(3)
+    drawn = [simplex.value("w", random(simplex.scalars("w"), 7, place), (4, 16, 144)) for place in range(4000)]
+    assert all(sum(weights) == pytest.approx(1, abs=2e-4) for weights in drawn)
+    for index in range(3):
+        mean = sum(weights[index] for weights in drawn) / len(drawn)
+        assert mean == pytest.approx(1 / 3, abs=0.012)
+
+
+def test_the_default_space_covers_the_schedule_and_its_draws_are_runs() -> None:
+    space = default_space(BASE)
+    check_space(space, BASE)
+    paths = {"schedule.counts", "schedule.phases", "schedule.mix", "schedule.loss_weights", "schedule.distil"}
+    assert paths | {"schedule.temperature", "schedule.temperature_end", "optimizer.projector_lr_factor"} == set(space)
+    configs = [
+        resolve("digits.tiny", ("evaluation.counts=[1,4,9,16,144]", *found.overrides))
+        for found in (candidate(space, random(scalars(space), 0, place), BASE) for place in range(40))
+    ]
+    assert len({config.schedule.counts for config in configs}) > 3
+    assert {config.schedule.mix for config in configs} == {"one", "all", "sandwich"}
+    assert any(config.schedule.distil for config in configs)
+    assert {len(config.schedule.phases) for config in configs} == {1, 2}
+
+
+def test_a_space_is_recorded_as_json_and_read_back() -> None:
+    space = default_space(BASE)
+    again = from_description(json.loads(json.dumps(describe(space))))
+    assert describe(again) == describe(space)
+    drawn = random(scalars(space), 3, 5)
+    assert candidate(again, json.loads(json.dumps(drawn)), BASE).overrides == candidate(space, drawn, BASE).overrides
+    assert coordinates(again, json.loads(json.dumps(drawn))) == coordinates(space, drawn)
+
+
+def test_a_space_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "my_space.py"
+    file.write_text(
+        "from tokendial.search.domains import LogUniform\n\n"
+        "def space():\n    return {'optimizer.lr': LogUniform(1e-4, 1e-2)}\n"
+    )
+    assert load_space(f"{file}:space") == {"optimizer.lr": LogUniform(1e-4, 1e-2)}
+    for reference, message in {
+        "my_space": "is not of the form",
+        f"{file}:missing": "cannot be read: AttributeError",
+        f"{tmp_path}/none.py:space": "cannot be read: FileNotFoundError",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            load_space(reference)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"optimizer.rate": Uniform(0, 1)}, "unknown key 'optimizer.rate'"),
+        ({"optimizer.lr": 0.1}, "optimizer.lr is a float; it must be one of Choice"),
+        ({"evaluation.counts": Choice(([1], [4]))}, "is the same for every trial"),
+        ({"budget.flops": LogUniform(1e9, 1e10)}, "is the same for every trial"),
+    ],
+    ids=["unknown", "no domain", "grid", "budget"],
+)
+def test_a_space_that_cannot_be_searched_is_refused(space: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_space(space, BASE)
+
+
+def test_lists_are_cut_outside_brackets_only() -> None:
+    assert split('[2,3,5],[1,1,1],"a,b",x') == ["[2,3,5]", "[1,1,1]", '"a,b"', "x"]
+    single, several = lists(("schedule=tokenflex,m3", "seed=0,1", "schedule.weights=[2,3,5]", "workers=1"))
+    assert single == ["schedule.weights=[2,3,5]", "workers=1"]
+    assert several == {"schedule": Choice(("tokenflex", "m3")), "seed": Choice((0, 1))}
+
+
+def test_a_grid_crosses_lists_with_the_seed_turning_fastest() -> None:
+    _, several = lists(("seed=0,1", "schedule=tokenflex,m3"))
+    cells = grid(scalars(several))
+    assert cells == [{"schedule": s, "seed": n} for s in ("tokenflex", "m3") for n in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "objectives", "trials", "message"),
+    [
+        ("genetic", ("autc",), None, "is not one of grid, random, optuna, asha"),
+        ("random", ("auc",), None, "must name some of autc, hypervolume, cost"),
+        ("random", ("cost",), None, "must begin with one of autc, hypervolume"),
+        ("asha", ("autc", "cost"), None, "are several, and asha prunes on one"),
+        ("grid", ("autc",), None, "grid needs lists"),
+    ],
+)
+def test_requests_that_do_not_go_together_are_refused(
+    algorithm: str, objectives: tuple[str, ...], trials: int | None, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_request(algorithm, objectives, {"optimizer.lr": LogUniform(1e-4, 1e-2)}, trials)
+
+
+def test_suggestions_follow_from_seed_place_and_results_alone() -> None:
+    """A search that stops and goes on must suggest what it would have suggested: nothing may be kept between calls."""
+    names = scalars(default_space(BASE))
+
+    def search(seed: int) -> list[dict]:
+        told: list[Told] = []
+        for place in range(14):
+            chosen = parzen(names, seed, place, told, ("autc",))
+            told.append(Told(json.loads(json.dumps(chosen)), (chosen["schedule.temperature"],), "finished"))
+        return [dict(line.chosen) for line in told]
+
+    first = search(0)
+    assert first == search(0)
+    assert first != search(1)
+    half = [Told(line, (line["schedule.temperature"],), "finished") for line in first[:12]]
+    assert json.loads(json.dumps(parzen(names, 0, 12, half, ("autc",)))) == first[12]
+
+
+def test_the_parzen_estimator_finds_what_is_better() -> None:
+    """One number in [0, 1], best at 0.8: the median of the last ten of thirty is nearer than that of random draws."""
+    names = {"x": Uniform(0, 1), "kind": Choice(("good", "bad"))}
+    told: list[Told] = []
+    for place in range(30):
+        chosen = parzen(names, 3, place, told, ("autc",))
+        worth = 1 - abs(chosen["x"] - 0.8) - (0.5 if chosen["kind"] == "bad" else 0)
+        told.append(Told(chosen, (worth,), "finished"))
+    last = sorted(line.values[0] for line in told[-10:] if line.values)
+    first = sorted(line.values[0] for line in told[:8] if line.values)
+    assert last[5] > 0.85 > first[4]
+
+
+def test_running_and_lost_trials_are_no_results() -> None:
+    names = {"x": Uniform(0, 1)}
+    told = [Told({"x": i / 9}, (i / 9,), "finished") for i in range(10)]
+    extra = [Told({"x": 0.5}, None, "lost")]
+    assert parzen(names, 0, 20, told, ("autc",)) == parzen(names, 0, 20, [*told, *extra], ("autc",))
+    parzen(names, 0, 20, [*told, Told({"x": 0.5}, None, "running")], ("autc", "cost")[:1])
+
+
+def test_several_objectives_are_sampled_together() -> None:
+    names = {"x": Uniform(0, 1), "steps": Integers(1, 5)}
+    told = [Told(random(names, 0, i), (i / 10, 10.0 - i), "finished") for i in range(10)]
+    assert parzen(names, 0, 10, told, ("autc", "cost")).keys() == {"x", "steps"}
+
+
+def test_composite_domains_make_what_the_schedule_takes() -> None:
+    chosen = random(Phases(3).scalars("p"), 0, 1) | {"p.ease": "constant"}
+    assert [phase["until"] for phase in Phases(3).value("p", chosen, (4, 16))] == [1]
+    assert Distillation(0.1, 1).value("d", {"d.edge": "none", "d.weight": 0.5}, (4,)) is None
+    with pytest.raises(ValueError, match="has 2 weights for 3 counts"):
+        Simplex(2).value("w", {}, (1, 4, 16))
