@@ -23,10 +23,13 @@ On = Annotated[
 ]
 
 
-def send_to(on: str, order: Order, json_: bool, show: Callable[[Mapping[str, Any]], None] | None = None) -> None:
+def send_to(
+    on: str, order: Order, json_: bool, show: Callable[[Mapping[str, Any]], None] | None = None, ready: bool = False
+) -> None:
     """Send an order to the cluster at `on`, follow it, and print what it found as the command does here.
 
-    `show` prints a result of another kind than a run's. An interrupt leaves the job running.
+    `show` prints a result of another kind than a run's; `ready` follows a job that goes on only until its first result.
+    An interrupt leaves the job running.
     """
     from tokendial import api
 
@@ -37,7 +40,7 @@ def send_to(on: str, order: Order, json_: bool, show: Callable[[Mapping[str, Any
 
     say(f"{order.run}: follow it again with `tokendial logs {order.run} --follow`, end it with `tokendial stop`")
     with progress_reporter(output) as progress:
-        document = api.submit(on, order, progress=progress, say=say)
+        document = api.submit(on, order, progress=progress, say=say, ready=ready)
     if json_:
         print(json.dumps(document))
     elif show is not None:
