@@ -62,10 +62,17 @@ def _probe(config: RunConfig[Any], cost: Cost) -> dict[str, Any]:
     import torch
 
     from tokendial.train.loop import Job
-    from tokendial.train.memory import peak_bytes
+    from tokendial.train.memory import free_bytes, peak_bytes
     from tokendial.train.probe import stage_seconds
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    needed, free = BYTES_PER_PARAMETER * sum(cost.num_parameters.values()), free_bytes(device)
+    if needed > free / 2:
+        return {
+            "seconds_training": None,
+            "seconds_cover": f"not timed: the probe holds the whole model, {needed / 2**30:.1f} GiB with gradients "
+            f"and moments, and {free / 2**30:.1f} GiB are free here",
+        }
     try:
         data, task = workload(config.workload).load(config)
         sets = data.datasets(config)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from run_lab import Said, cluster_is_free, say, until
+from tokendial import api
 from tokendial.experiments import experiment, experiment_names
-from tokendial.resolve import keys
+from tokendial.resolve import keys, resolve
 from tokendial.results import RunResult
 from tokendial.schedule import PRESETS
 from train_lab import TWO_STAGES, assert_bit_equal, final_weights
@@ -190,6 +191,14 @@ def test_help_of_an_experiment_has_every_key_with_its_type_default_and_meaning(h
         for words in (meaning.split()[0], kind[:6], str(default)[:8].replace("None", "null")):
             assert words in line, (key, words)
     assert "--dry-run" in said.out
+
+
+def test_a_model_that_does_not_fit_here_is_forecast_without_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokendial.train.memory.free_bytes", lambda device: 1 << 10)
+    forecast = api.forecast(resolve("digits.tiny", ()))
+    assert forecast["seconds_training"] is None
+    assert "GiB are free here" in forecast["seconds_cover"]
+    assert forecast["flops"] > 1e9
 
 
 def test_a_dry_run_forecasts_and_writes_nothing(home: Path) -> None:

@@ -73,6 +73,8 @@ def measured_speed(config: RunConfig[Any]) -> float:
     from tokendial.forecast import forecast
 
     found = forecast(config)
+    if found["seconds_training"] is None:
+        raise ConfigError(f"--budget in time needs a run's speed here, {found['seconds_cover']}; give it in FLOPs")
     return found["flops"] / max(found["seconds_training"], 0.1)
 
 

@@ -1,8 +1,9 @@
-"""Peak memory of a training process."""
+"""Memory of a training process, and of the device it trains on."""
 
 import resource
 import sys
 
+import psutil
 import torch
 
 
@@ -12,3 +13,8 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a new process could take on the device now."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
