@@ -24,6 +24,7 @@ _DEMAND, _DEMAND_UP = 0.9, 0.8
 _HOLD_S = 0.5
 _WINDOW_S = 1.0
 _ADMIT = 0.65
+_FASTEST, _SLOWEST, _SLOWER_S = 0.25, 8.0, 0.25
 _GOLDEN = 0.6180339887498949
 
 
@@ -216,7 +217,8 @@ class Governor:
         return plan[-1]
 
     def corrected(self, predicted_s: float, took_s: float) -> None:
-        """Learn how far this machine is from its calibration just now."""
+        """Learn how far this machine is from its calibration just now: slowing down sooner than speeding up."""
         if predicted_s > 0:
-            weight = min(1.0, took_s / _WINDOW_S)
-            self.scale += weight * (min(max(took_s / predicted_s, 0.25), 8.0) - self.scale)
+            found = min(max(took_s / predicted_s, _FASTEST), _SLOWEST)
+            weight = min(1.0, took_s / (_SLOWER_S if found > self.scale else _WINDOW_S))
+            self.scale += weight * (found - self.scale)
