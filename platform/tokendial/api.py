@@ -209,7 +209,7 @@ def _cluster(reference: str | None, url: str | None) -> Any:
 
 
 def serve(
-    model: str,
+    model: str | None = None,
     overrides: Sequence[str] = (),
     tracking_uri: str | None = None,
     image_hosts: Sequence[str] | None = None,

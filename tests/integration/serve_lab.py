@@ -27,12 +27,12 @@ def model_folder(parent: Path, seed: int = 0) -> Path:
     return export_model(parent / f"seed{seed}" / "model", seed)
 
 
-def write_golden(folder: Path, url: str, count: int = 16) -> None:
+def write_golden(folder: Path, url: str, count: int = 16, model: str = "digits") -> None:
     """Record what an endpoint answers now as what training's evaluation answered."""
     examples = []
     for number in range(6):
         image = picture(number)
-        text = asked(url, image, f"digits@{count}")["choices"][0]["message"]["content"]
+        text = asked(url, image, f"{model}@{count}")["choices"][0]["message"]["content"]
         examples.append(ExampleAnswers(image, "what is a1", text, {count: text}, {count: 1.0}))
     (folder.parent / "tracking").mkdir(exist_ok=True)
     write_examples(folder.parent / "tracking" / "examples.json", examples)
@@ -52,7 +52,7 @@ def kept(folder: Path, *overrides: str, keys: str | None = None) -> Iterator[tup
 
 
 def source_of(folder: Path) -> Source:
-    return locate(str(folder), None, None)[0]
+    return locate(str(folder), "", None)[0]
 
 
 def body(image: bytes, model: str = "digits", question: str = "what is a1", **fields: Any) -> dict[str, Any]:

@@ -86,6 +86,9 @@ class ScriptedBackend:
         plain = {"queued": 0, "running": 1, "wanted_tokens": 64, "level": 1}
         return {"a": {**plain, "agreement": {"4": 0.9}, "latency_ms": latency_ms, "start_s": {"load": 1.5}}}
 
+    def examples(self) -> list[dict[str, str]]:
+        return [{"image": image()["image_url"]["url"], "question": "what is it"}]
+
 
 @contextmanager
 def running(app: Any) -> Iterator[str]:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from tokendial.commands.elsewhere import On, send_to
 from tokendial.commands.shell import Json, Overrides, app, console, failures
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from tokendial.experiments import ConfigError
 
 Model = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="What to serve: a model folder, a run (name or `last`), NAME/7 of the registry (pinned), or NAME or "
-        "NAME@ALIAS (followed)."
+        "NAME@ALIAS (followed); default the registry's champion, or else the last run."
     ),
 ]
 
@@ -27,13 +27,14 @@ Model = Annotated[
 @app.command(add_help_option=False)
 def serve(
     overrides: Overrides = None,
-    model: Model = "last",
+    model: Model = None,
     tracking: Annotated[
         str | None, typer.Option("--tracking-uri", help="MLflow server of the registry; default as `train` has it.")
     ] = None,
     allow_image_host: Annotated[
         list[str] | None, typer.Option(help="Host that images may be fetched from by https; may be given again.")
     ] = None,
+    on: On = None,
     json_: Json = False,
     help_: Annotated[bool, typer.Option("--help", help="Show this message, and every setting.")] = False,
 ) -> None:
@@ -46,6 +47,10 @@ def serve(
             return _print_help()
         from tokendial import api
 
+        if on is not None:
+            return _send(
+                on, model, overrides or (), {"tracking-uri": tracking, "allow-image-host": allow_image_host}, json_
+            )
         out = Console(stderr=True) if json_ else console
 
         def say(line: str) -> None:
@@ -59,6 +64,14 @@ def serve(
             _print_ready(endpoint.about)
         endpoint.wait()
     return None
+
+
+def _send(on: str, model: str | None, overrides: Sequence[str], options: Mapping[str, object], json_: bool) -> None:
+    from tokendial import jobs
+
+    if model is None:
+        raise ConfigError("--on needs --model: a run of the cluster, or a registered model")
+    send_to(on, jobs.serving_order(model, overrides, options), json_, show=_print_ready, ready=True)
 
 
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="API keys of endpoints: add, list, revoke.")

@@ -1,4 +1,4 @@
-"""The endpoint on Ray Serve: endpoint processes in front, engine replicas of one version behind. Only this imports it.
+"""The endpoint on Ray Serve: endpoint processes in front, engine replicas of one version behind.
 
 Each version is an application of its own, without a route; the endpoint is told which one answers. A version is changed
 by starting the new one beside the old, checking it, telling the endpoint, and letting the old one finish its answers.
@@ -6,148 +6,36 @@ by starting the new one beside the old, checking it, telling the endpoint, and l
 
 from __future__ import annotations
 
-import asyncio
+import io
 import itertools
 import logging
 import os
 import re
 import socket
 import threading
-import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, ProxyLocation
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from tokendial import environment
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
-from tokendial.serve.backend import Lost, Served, Whole
 from tokendial.serve.dial import Limits, Terms
-from tokendial.serve.exposition import Exposition
-from tokendial.serve.ingress import Options, create_app
-from tokendial.serve.keys import KeyStore
+from tokendial.serve.endpoint import EndpointReplica, Traces
+from tokendial.serve.ingress import Options
 from tokendial.serve.limits import Caps
 from tokendial.serve.options import ServeSettings
-from tokendial.serve.replica import EngineReplica, Refusal
-from tokendial.serve.request import Busy, Chunk, Done, ServeRequest
+from tokendial.serve.replica import EngineReplica
 from tokendial.serve.source import Source
 
 ENDPOINT = "tokendial"
-TRIES = 5
-RETRY_S = 0.2
-LOAD_TIMEOUT_S = 2.0
-LOAD_KEPT_S = 0.2
-# A replica that died, is being replaced, or never came: the answer may be begun again elsewhere.
-GONE = (RayActorError, ReplicaUnavailableError)
 QUIET = LoggingConfig(log_level="ERROR", enable_access_log=False)
-
-
-class ReplicaBackend:
-    """Answers from the engine replicas of the version that takes traffic; a death costs a retry, not an answer."""
-
-    def __init__(self, exposition: Exposition) -> None:
-        self._series = exposition
-        self._handle: DeploymentHandle[Any] | None = None
-        self._served: Served | None = None
-        self._load: tuple[float, Mapping[str, Mapping[str, Any]]] = (0.0, {})
-
-    async def follow(self, application: str) -> None:
-        """Send what comes from now on to this application; what has begun goes on where it is."""
-        handle = serve.get_app_handle(application)
-        served = await handle.served.remote()
-        self._handle, self._served, self._load = handle, served, (0.0, {})
-
-    def served(self) -> Served:
-        assert self._served is not None
-        return self._served
-
-    async def answer(self, request: ServeRequest) -> Whole:
-        for attempt in itertools.count(1):
-            response = self._engine().answer.remote(request)
-            try:
-                outcome = await response
-            except GONE as error:
-                await self._again(attempt, error)
-                continue
-            except (BackPressureError, DeploymentUnavailableError) as error:
-                raise Busy("no engine has room", 1.0) from error
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-            if isinstance(outcome, Refusal):
-                raise outcome.error()
-            return outcome
-        raise AssertionError
-
-    async def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done]:
-        for attempt in itertools.count(1):
-            begun = False
-            response = self._engine().options(stream=True).stream.remote(request)
-            pieces = cast("DeploymentResponseGenerator[Any]", response)
-            try:
-                async for item in pieces:
-                    if isinstance(item, Refusal):
-                        raise item.error()
-                    begun = True
-                    yield item
-                return
-            except GONE as error:
-                if begun:
-                    raise Lost from error
-                await self._again(attempt, error)
-            except (BackPressureError, DeploymentUnavailableError) as error:
-                raise Busy("no engine has room", 1.0) from error
-            finally:
-                pieces.cancel()
-
-    async def load(self) -> Mapping[str, Mapping[str, Any]]:
-        if time.monotonic() - self._load[0] > LOAD_KEPT_S:
-            found = self._engine().broadcast("load")
-            with suppress(TimeoutError):
-                loads = await found.results_async(timeout_s=LOAD_TIMEOUT_S, return_exceptions=True)
-                whole = [load for load in loads if isinstance(load, dict)]
-                self._load = time.monotonic(), {str(number): load for number, load in enumerate(whole)}
-        return self._load[1]
-
-    def _engine(self) -> DeploymentHandle[Any]:
-        assert self._handle is not None
-        return self._handle
-
-    async def _again(self, attempt: int, error: Exception) -> None:
-        if attempt >= TRIES:
-            raise ConnectionError("no engine replica stayed alive") from error
-        self._series.retried(self.served().name)
-        await asyncio.sleep(RETRY_S * attempt)
-
-
-class EndpointReplica:
-    """An endpoint process; `reconfigure` names the application that answers, without a restart."""
-
-    def __init__(self, options: Options, keys: str | None) -> None:
-        environment.apply()
-        self._options = options
-        self._keys = None if keys is None else KeyStore(Path(keys))
-        self._exposition = Exposition()
-        self._backend = ReplicaBackend(self._exposition)
-
-    async def reconfigure(self, config: Mapping[str, Any]) -> None:
-        """Called by Serve before the first request and at every change of version."""
-        await self._backend.follow(config["application"])
-        if config["outcome"]:
-            self._exposition.changed(config["outcome"])
-
-    def __serve_build_asgi_app__(self) -> Any:
-        return create_app(self._backend, self._options, self._keys, self._exposition)
 
 
 @dataclass(frozen=True)
@@ -157,13 +45,18 @@ class Running:
     source: Source
     application: str
     handle: DeploymentHandle[Any]
+    examples: Sequence[Mapping[str, str]] = ()
 
 
 class Endpoint:
     """Serve in this cluster, from the process that keeps it: start versions, switch to one, drop one, close."""
 
-    def __init__(self, settings: ServeSettings, keys: str | None, ours: bool) -> None:
-        """`keys` is the key store's file where keys are asked for; `ours`: the cluster was started for this."""
+    def __init__(self, settings: ServeSettings, keys: str | None, ours: bool, tracking_uri: str | None = None) -> None:
+        """`keys` is the key store's file where keys are asked for; `ours`: the cluster was started for this.
+
+        `tracking_uri` is where traces go to; None: nowhere.
+        """
+        self._tracking_uri = tracking_uri
         self.settings = settings
         self._keys, self._ours = keys, ours
         self._applications: set[str] = set()
@@ -183,7 +76,7 @@ class Endpoint:
         options = HTTPOptions(host=self.settings.host, port=self._port)
         serve.start(proxy_location=place, http_options=options, logging_config=QUIET)
 
-    def start(self, source: Source) -> Running:
+    def start(self, source: Source, examples: Sequence[Mapping[str, str]] = ()) -> Running:
         """Start a version beside what runs; raises WorkFailed, and leaves nothing, where it does not get ready."""
         settings, replicas = self.settings, self.settings.replicas
         number = next(self._numbers)
@@ -216,7 +109,7 @@ class Endpoint:
         threads = settings.engine.threads or max(1, round(replicas.cpus))
         engine = settings.engine.model_copy(update={"threads": threads})
         handle = self._run(deployment.bind(source, engine), application)
-        return Running(source, application, handle)
+        return Running(source, application, handle, examples)
 
     def switch(self, to: Running, outcome: str = "") -> None:
         """Give new requests to a version that was started."""
@@ -232,9 +125,18 @@ class Endpoint:
             max_ongoing_requests=2 * settings.max_requests,
             ray_actor_options={"num_cpus": 0},
             health_check_period_s=5,
-            user_config={"application": to.application, "outcome": outcome},
+            user_config={
+                "application": to.application,
+                "examples": list(to.examples),
+                "outcome": outcome,
+                # Serve calls `reconfigure` only where something differs.
+                "change": next(self._numbers),
+            },
         )(serve.ingress()(EndpointReplica))
-        serve.run(endpoint.bind(options, self._keys), name=ENDPOINT, route_prefix="/", logging_config=QUIET)
+        traces = None
+        if self._tracking_uri is not None and settings.trace_share:
+            traces = Traces(self._tracking_uri, f"serve.{to.source.name}", settings.trace_share)
+        serve.run(endpoint.bind(options, self._keys, traces), name=ENDPOINT, route_prefix="/", logging_config=QUIET)
 
     def drop(self, running: Running) -> None:
         """Let a version finish its answers and end it."""
@@ -244,8 +146,10 @@ class Endpoint:
     def close(self) -> None:
         """End the endpoint, and the cluster where it was started for it."""
         if self._ours:
-            serve.shutdown()
-            ray.shutdown()
+            # Ray prints to stdout of its own controller's end, which would follow a command's last line there.
+            with redirect_stdout(io.StringIO()):
+                serve.shutdown()
+                ray.shutdown()
             return
         for application in (ENDPOINT, *self._applications):
             serve.delete(application)

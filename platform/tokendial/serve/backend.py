@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Served:
-    """The model that takes requests: its name in requests, its version, and its ladder, counts ascending."""
+    """The model that takes requests: its name in requests and in the registry, version and ladder."""
 
     name: str
     version: str
     metric: str
     created: int
     rungs: tuple[Rung, ...]
+    registered: str | None = None
 
     @property
     def counts(self) -> Sequence[int]:
@@ -61,6 +62,10 @@ class Backend(Protocol):
         """Each replica's load, by replica; empty where none answers."""
         ...
 
+    def examples(self) -> Sequence[Mapping[str, str]]:
+        """Images (data URIs) and questions to try the model with: `image`, `question`."""
+        ...
+
 
 class EngineBackend:
     """One engine in this process."""
@@ -82,6 +87,9 @@ class EngineBackend:
 
     async def load(self) -> Mapping[str, Mapping[str, Any]]:
         return {"0": snapshot(self._engine, {})}
+
+    def examples(self) -> Sequence[Mapping[str, str]]:
+        return []
 
 
 def ladder(engine: "Engine") -> tuple[Rung, ...]:

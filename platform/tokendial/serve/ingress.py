@@ -23,7 +23,7 @@ from tokendial.serve.dial import Limits, Terms, asks, data_image, model_name, se
 from tokendial.serve.exposition import Exposition
 from tokendial.serve.keys import Key, KeyStore, Usage
 from tokendial.serve.limits import Caps, Gate
-from tokendial.serve.openapi import CHAT, RESPONSES, document
+from tokendial.serve.openapi import CHAT, READ_RESPONSES, RESPONSES, document
 from tokendial.serve.remote import fetch
 from tokendial.serve.request import BadRequest, Busy, Done, ServeRequest
 from tokendial.serve.schema import ChatRequest, images, parse, problem
@@ -68,9 +68,10 @@ def create_app(
     app.add_api_route("/v1/chat/completions", endpoint.chat, methods=["POST"], responses=RESPONSES, openapi_extra=CHAT)
     for path, route in {
         "/v1/models": endpoint.models, "/v1/models/{name}": endpoint.model, "/load": endpoint.load,
+        "/examples": endpoint.examples,
         "/healthz": endpoint.healthz, "/readyz": endpoint.readyz, "/metrics": endpoint.metrics, "/": endpoint.page,
     }.items():  # fmt: skip
-        app.add_api_route(path, route, methods=["GET"])
+        app.add_api_route(path, route, methods=["GET"], responses=READ_RESPONSES)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
 
     def refused(cause: str, code: int) -> None:
@@ -152,6 +153,10 @@ class Endpoint:
     async def load(self) -> Response:
         """Each engine's load now: what the page's chart shows."""
         return JSONResponse({"model": self._backend.served().name, "replicas": dict(await self._backend.load())})
+
+    async def examples(self) -> Response:
+        """Images and questions to try the model with."""
+        return JSONResponse({"object": "list", "data": list(self._backend.examples())})
 
     async def metrics(self) -> Response:
         """Prometheus' text format."""

@@ -11,6 +11,7 @@ import asyncio
 import json
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 CHANGES = "changes.jsonl"
 GOLDEN_TIMEOUT_S = 120.0
+SHOWN, SHOWN_BYTES = 6, 200_000
 Say = Callable[[str], None]
 
 
@@ -66,8 +68,9 @@ class Keeper:
         before = self._running
         started: Running | None = None
         try:
-            started = self._endpoint.start(source)
-            served, findings = _proved(started, examples_of(source))
+            examples = examples_of(source)
+            started = self._endpoint.start(source, shown(examples))
+            served, findings = _proved(started, examples)
             self._endpoint.switch(started, "promoted" if before else "")
         except (WorkFailed, TimeoutError) as error:
             self._refused.add(source.version)
@@ -138,6 +141,13 @@ def examples_of(source: Source) -> list[ExampleAnswers]:
     assert source.uri is not None
     assert source.registered is not None
     return golden_examples(source.uri, source.registered)
+
+
+def shown(examples: Sequence[ExampleAnswers]) -> list[dict[str, str]]:
+    """The first examples as the page shows them; large images are left out."""
+    chosen = [each for each in examples if len(each.image_png) <= SHOWN_BYTES][:SHOWN]
+    head = "data:image/png;base64,"
+    return [{"image": head + b64encode(each.image_png).decode(), "question": each.question} for each in chosen]
 
 
 def _proved(started: Running, examples: Sequence[ExampleAnswers]) -> tuple[Served, Sequence[Finding]]:

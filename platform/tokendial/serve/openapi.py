@@ -28,6 +28,7 @@ CHAT: dict[str, Any] = {
 RESPONSES: dict[int | str, dict[str, Any]] = {
     code: {"description": meaning, "model": ErrorAnswer} for code, meaning in MEANINGS.items()
 }
+READ_RESPONSES: dict[int | str, dict[str, Any]] = {code: RESPONSES[code] for code in (401, 404, 429, 431, 503)}
 
 
 def document(app: FastAPI) -> dict[str, Any]:

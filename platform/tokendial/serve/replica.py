@@ -50,7 +50,8 @@ class EngineReplica:
             await self._engine.calibrate()
         card = read_card(folder)
         created = int((folder / "tokendial.json").stat().st_mtime)
-        self._served = Served(source.name, source.version, card.metric, created, ladder(self._engine))
+        registered = source.registered.partition("/")[0] if source.registered else None
+        self._served = Served(source.name, source.version, card.metric, created, ladder(self._engine), registered)
         self._room = float(settings.slots * self._served.counts[-1])
 
     def served(self) -> Served:

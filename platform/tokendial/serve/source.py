@@ -41,11 +41,14 @@ class Followed:
     alias: str
 
 
-def locate(model: str, tracking_uri: str | None, served_as: str | None) -> tuple[Source, Followed | None]:
+def locate(model: str | None, uri: str, served_as: str | None) -> tuple[Source, Followed | None]:
     """What `--model` means: a folder, a run, `NAME/7` (pinned), `NAME` or `NAME@alias` (followed).
 
-    Raises ConfigError that says what was looked for.
+    None is the champion of the registry at `uri` where it has one only, else the last run. Raises ConfigError that says
+    what was looked for.
     """
+    if model is None:
+        model = _champion(uri) or "last"
     folder = Path(model)
     if (folder / CARD).is_file():
         return _from_folder(folder, served_as), None
@@ -56,7 +59,26 @@ def locate(model: str, tracking_uri: str | None, served_as: str | None) -> tuple
         return _from_folder(run.model, served_as), None
     if folder.is_dir():
         raise ConfigError(f"--model {model!r} is a folder without {CARD}; give an exported one, or a run")
-    return _registered(model, tracking_uri, served_as)
+    return _registered(model, uri, served_as)
+
+
+def registry_uri(tracking_uri: str | None) -> str:
+    """The registry's address, also that of traces; raises ConfigError."""
+    from tokendial.tracking import resolve_uri
+
+    try:
+        return resolve_uri(tracking_uri, runs.home())
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _champion(uri: str) -> str | None:
+    from tokendial.tracking.champions import champions
+
+    found = champions(uri)
+    if len(found) > 1:
+        raise ConfigError(f"several models have a champion: {', '.join(found)}; give --model with one of them")
+    return found[0] if found else None
 
 
 def _run(model: str) -> runs.Run | None:
@@ -78,14 +100,12 @@ def _from_folder(folder: Path, served_as: str | None) -> Source:
     return Source(served_as or card.workload, card.run, folder=str(folder.resolve()))
 
 
-def _registered(model: str, tracking_uri: str | None, served_as: str | None) -> tuple[Source, Followed | None]:
-    from tokendial.tracking import resolve_uri
+def _registered(model: str, uri: str, served_as: str | None) -> tuple[Source, Followed | None]:
     from tokendial.tracking.registry import CHAMPION, resolve
 
     try:
-        uri = resolve_uri(tracking_uri, runs.home())
         found = resolve(uri, model)
-    except ValueError as error:
+    except ConfigError as error:
         raise ConfigError(f"--model {model!r} is no model folder and no run of {runs.home()}; {error}") from None
     source = registered(uri, found.name, found.version, served_as)
     if "/" in model:

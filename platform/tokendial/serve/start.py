@@ -14,7 +14,7 @@ from tokendial.serve.backend import Served
 from tokendial.serve.keep import Keeper, Say, keep
 from tokendial.serve.keys import key_store
 from tokendial.serve.options import ServeSettings, serve_settings
-from tokendial.serve.source import locate
+from tokendial.serve.source import locate, registry_uri
 
 
 class OpenEndpoint:
@@ -64,7 +64,7 @@ def suggested(served: Served) -> int:
 
 
 def start(
-    model: str, overrides: Sequence[str], tracking_uri: str | None, image_hosts: Sequence[str] | None, say: Say
+    model: str | None, overrides: Sequence[str], tracking_uri: str | None, image_hosts: Sequence[str] | None, say: Say
 ) -> OpenEndpoint:
     """Open an endpoint on a model; raises ConfigError for bad input and WorkFailed where the model does not start."""
     settings = serve_settings(overrides, image_hosts=image_hosts)
@@ -73,13 +73,14 @@ def start(
     if keyed and not store.any():
         why = "keys = true" if settings.keys else f"host = {settings.host!r}, which is not loopback,"
         raise ConfigError(f"{why} needs a key, and there is none: `tokendial keys add NAME` makes one")
-    source, followed = locate(model, tracking_uri, settings.name)
+    uri = registry_uri(tracking_uri)
+    source, followed = locate(model, uri, settings.name)
     environment.apply()
     # Imports ray, which bad input need not wait for.
     from tokendial.serve.application import Endpoint, connect
 
     ours = connect()
-    endpoint = Endpoint(settings, str(store.file) if keyed else None, ours)
+    endpoint = Endpoint(settings, str(store.file) if keyed else None, ours, uri)
     keeper = Keeper(endpoint, followed, say)
     try:
         served = keeper.open(source)

@@ -1,0 +1,150 @@
+"""What runs in an endpoint process: the ASGI application, over the engine replicas of the version that serves."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from tokendial import environment
+from tokendial.serve.backend import Lost, Served, Whole
+from tokendial.serve.exposition import Exposition
+from tokendial.serve.ingress import Options, Trace, create_app
+from tokendial.serve.keys import KeyStore
+from tokendial.serve.replica import Refusal
+from tokendial.serve.request import Busy, Chunk, Done, ServeRequest
+
+TRIES = 5
+RETRY_S = 0.2
+LOAD_TIMEOUT_S = 2.0
+LOAD_KEPT_S = 0.2
+# A replica that died, is being replaced, or never came: the answer may be begun again elsewhere.
+GONE = (RayActorError, ReplicaUnavailableError)
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Where a share of the answers is traced to."""
+
+    uri: str
+    experiment: str
+    share: float
+
+
+class ReplicaBackend:
+    """Answers from the engine replicas of the version that takes traffic; a death costs a retry, not an answer."""
+
+    def __init__(self, exposition: Exposition) -> None:
+        self._series = exposition
+        self._handle: DeploymentHandle[Any] | None = None
+        self._served: Served | None = None
+        self._load: tuple[float, Mapping[str, Mapping[str, Any]]] = (0.0, {})
+        self._examples: Sequence[Mapping[str, str]] = ()
+
+    async def follow(self, application: str, examples: Sequence[Mapping[str, str]]) -> None:
+        """Send what comes from now on to this application; what has begun goes on where it is."""
+        self._examples = examples
+        handle = serve.get_app_handle(application)
+        served = await handle.served.remote()
+        self._handle, self._served, self._load = handle, served, (0.0, {})
+
+    def served(self) -> Served:
+        assert self._served is not None
+        return self._served
+
+    async def answer(self, request: ServeRequest) -> Whole:
+        for attempt in itertools.count(1):
+            response = self._engine().answer.remote(request)
+            try:
+                outcome = await response
+            except GONE as error:
+                await self._again(attempt, error)
+                continue
+            except (BackPressureError, DeploymentUnavailableError) as error:
+                raise Busy("no engine has room", 1.0) from error
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+            if isinstance(outcome, Refusal):
+                raise outcome.error()
+            return outcome
+        raise AssertionError
+
+    async def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done]:
+        for attempt in itertools.count(1):
+            begun = False
+            response = self._engine().options(stream=True).stream.remote(request)
+            pieces = cast("DeploymentResponseGenerator[Any]", response)
+            try:
+                async for item in pieces:
+                    if isinstance(item, Refusal):
+                        raise item.error()
+                    begun = True
+                    yield item
+                return
+            except GONE as error:
+                if begun:
+                    raise Lost from error
+                await self._again(attempt, error)
+            except (BackPressureError, DeploymentUnavailableError) as error:
+                raise Busy("no engine has room", 1.0) from error
+            finally:
+                pieces.cancel()
+
+    async def load(self) -> Mapping[str, Mapping[str, Any]]:
+        if time.monotonic() - self._load[0] > LOAD_KEPT_S:
+            found = self._engine().broadcast("load")
+            with suppress(TimeoutError):
+                loads = await found.results_async(timeout_s=LOAD_TIMEOUT_S, return_exceptions=True)
+                whole = [load for load in loads if isinstance(load, dict)]
+                self._load = time.monotonic(), {str(number): load for number, load in enumerate(whole)}
+        return self._load[1]
+
+    def examples(self) -> Sequence[Mapping[str, str]]:
+        return self._examples
+
+    def _engine(self) -> DeploymentHandle[Any]:
+        assert self._handle is not None
+        return self._handle
+
+    async def _again(self, attempt: int, error: Exception) -> None:
+        if attempt >= TRIES:
+            raise ConnectionError("no engine replica stayed alive") from error
+        self._series.retried(self.served().name)
+        await asyncio.sleep(RETRY_S * attempt)
+
+
+class EndpointReplica:
+    """An endpoint process; `reconfigure` names the application that answers, without a restart."""
+
+    def __init__(self, options: Options, keys: str | None, traces: Traces | None) -> None:
+        environment.apply()
+        self._trace: Trace | None = None
+        if traces is not None:
+            # Imports mlflow, which takes seconds.
+            from tokendial.tracking.traces import Tracer
+
+            self._trace = Tracer(traces.uri, traces.experiment, traces.share)
+        self._options = options
+        self._keys = None if keys is None else KeyStore(Path(keys))
+        self._exposition = Exposition()
+        self._backend = ReplicaBackend(self._exposition)
+
+    async def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Called by Serve before the first request and at every change of version."""
+        await self._backend.follow(config["application"], config["examples"])
+        if config["outcome"]:
+            self._exposition.changed(config["outcome"])
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return create_app(self._backend, self._options, self._keys, self._exposition, self._trace)
