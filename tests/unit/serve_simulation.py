@@ -131,8 +131,8 @@ def simulate(
     return outcome
 
 
-def miscalibrated(factor: float) -> Costs:
-    """Costs that are wrong by a factor all over."""
+def scaled(factor: float) -> Costs:
+    """Costs that are a factor higher all over."""
 
     def off(line: Line) -> Line:
         return Line(factor * line.fixed_s, factor * line.row_s)

@@ -3,12 +3,12 @@
 from math import inf
 
 import pytest
-from serve_simulation import BENDS, CAPACITY, COSTS, RATIO, STAYS, governor, miscalibrated, poisson, simulate
+from serve_simulation import BENDS, CAPACITY, COSTS, RATIO, STAYS, governor, poisson, scaled, simulate
 from tokendial.serve.batching import Batcher, Full, Ticket
 from tokendial.serve.governor import Governor, Terms
 from tokendial.serve.replay import Agreement
 
-FREE = miscalibrated(0.0)  # before calibration nothing is known to cost anything
+FREE = scaled(0.0)  # before calibration nothing is known to cost anything
 
 
 def exact(*counts: int) -> Terms:

@@ -17,8 +17,8 @@ from serve_simulation import (
     STAYS,
     Outcome,
     governor,
-    miscalibrated,
     poisson,
+    scaled,
     simulate,
 )
 from tokendial.serve.governor import Governor, Terms
@@ -167,7 +167,7 @@ def test_the_shadow_changes_nothing_and_records_what_bending_would_have_done() -
 
 @pytest.mark.parametrize("factor", [0.4, 2.5])
 def test_a_wrong_calibration_is_learned_from_what_steps_take(factor: float) -> None:
-    chosen = governor(costs=miscalibrated(factor))
+    chosen = governor(costs=scaled(factor))
     outcome = simulate(poisson(0.7 * RATIO * CAPACITY, 40, [BENDS], 0), chosen)
     assert chosen.scale == pytest.approx(1 / factor, rel=0.05)
     assert outcome.late_share(TARGET_S) < 0.01
@@ -180,6 +180,16 @@ def test_a_machine_that_slows_down_bends_more() -> None:
     usual = simulate(poisson(rate, 30, [BENDS], 0), governor())
     assert slow.late_share(TARGET_S) < 0.01
     assert slow.mean_quality() < usual.mean_quality() - 0.02
+
+
+def test_a_target_that_no_answer_can_meet_does_not_turn_everybody_away() -> None:
+    """An answer takes fifteen times the target and more at its smallest count; half of what can be served is asked for."""
+    slow = scaled(100.0)
+    rate = 0.5 * RATIO * CAPACITY / 100
+    outcome = simulate(poisson(rate, 2000, [BENDS], 0), governor(costs=slow, target_s=0.1), slowdown=100.0)
+    assert slow.alone_s((16,), NEW_TOKENS) > 0.1 * 15
+    assert outcome.refused_share < 0.25
+    assert outcome.largest_batch > 1
 
 
 def test_a_target_of_its_own_bends_a_request_that_waited_though_the_level_is_zero() -> None:
@@ -222,7 +232,7 @@ def test_images_are_bent_each_to_its_own_floor_and_exact_ones_stay() -> None:
 
 
 def test_an_uncalibrated_governor_bends_and_refuses_nothing() -> None:
-    chosen = Governor((256, 16), QUALITY, miscalibrated(0.0))
+    chosen = Governor((256, 16), QUALITY, scaled(0.0))
     outcome = simulate(poisson(3 * CAPACITY, 5, [BENDS], 0), chosen)
     assert outcome.refused_share == 0
     assert {one.choice.counts for one in outcome.accepted if one.choice} == {(256,)}

@@ -44,7 +44,6 @@ SHORT, LONG = 4, 32  # new tokens of an answer: a label, a caption
 LEAST_OF_FLOPS = 0.85
 LEAST_BATCHING = 2.0
 MOST_LATE = 0.01
-_FAR_MS = 3.6e6
 
 
 def bench_model(folder: Path) -> Path:
@@ -141,51 +140,68 @@ async def batching_rows(folder: Path, rounds: int, threads: int = 1) -> list[Row
 
 
 async def governor_rows(folder: Path, seconds: float, loads: Sequence[float], threads: int = 1) -> list[Row]:
-    """Open-loop arrivals at shares of capacity × R, bending and not: accepted over target, refused, quality served."""
-    rows: list[Row] = []
-    for mode in ("on", "off"):
-        engine = _engine(folder, threads, slots=CONCURRENCY, governor=mode, max_queue=512)
+    """Open-loop arrivals at shares of capacity × R, bending and not: accepted over target, refused, quality served.
+
+    R is the ratio of times of the largest and the smallest count in closed batches of this run. Last, how long the
+    full count takes to come back once the load is gone.
+    """
+    modes = ("on", "off")
+    engines = {mode: _engine(folder, threads, slots=CONCURRENCY, governor=mode, max_queue=512) for mode in modes}
+    for engine in engines.values():
         await engine.calibrate()
-        capacity, ratio = await _capacity(engine)
-        target_s = 1e-3 * engine.settings.target_ms
-        for load in loads:
-            found = await _open_loop(engine, load * ratio * capacity, seconds, seed=0)
-            accepted = [item for item in found if isinstance(item, Done)]
-            late = sum(done.latency_ms["total"] > 1e3 * target_s for done in accepted) / max(1, len(accepted))
-            quality = sum(done.expected_quality or 0.0 for done in accepted) / max(1, len(accepted))
-            refused = 1 - len(accepted) / max(1, len(found))
-            setting = (
-                f"governor {mode}, {load:g} of capacity × R (R = {ratio:.2f}, {load * ratio * capacity:.1f} "
-                f"requests/s), target {target_s:g} s; refused {refused:.1%}, mean quality {quality:.3f}"
-            )
-            rows.append(_share_row("accepted over target", setting, late, len(accepted), mode))
+    capacity, ratio = await _capacity(engines["off"])
+    rows: list[Row] = []
+    for load in loads:
+        rate = load * ratio * capacity
+        for mode, engine in engines.items():
+            found = await _open_loop(engine, rate, seconds, seed=0)
+            setting = f"{load:g} of capacity × R (R = {ratio:.2f}, {rate:.1f} requests/s), governor {mode}"
+            rows.append(_late_row(found, 1e-3 * engine.settings.target_ms, setting, mode))
+    backs = [await _seconds_until_full(engines["on"], 0.8 * ratio * capacity) for _ in range(3)]
+    rows.append(Row(name="full count back after a drop", setting="0.8 to 0", unit="s", at_most=2.0, **spread(backs)))
+    for engine in engines.values():
         await engine.close()
     return rows
 
 
-def _share_row(name: str, setting: str, share: float, samples: int, mode: str) -> Row:
+def _late_row(found: Sequence[Done | Busy], target_s: float, setting: str, mode: str) -> Row:
+    accepted = [item for item in found if isinstance(item, Done)]
+    late = sum(done.latency_ms["total"] > 1e3 * target_s for done in accepted) / max(1, len(accepted))
+    quality = sum(done.expected_quality or 0.0 for done in accepted) / max(1, len(accepted))
+    refused = 1 - len(accepted) / max(1, len(found))
     return Row(
-        name=name,
-        setting=setting,
-        value=share,
-        low=share,
-        high=share,
+        name="accepted over target",
+        setting=f"{setting}, target {target_s:g} s; refused {refused:.1%}, mean quality {quality:.3f}",
+        value=late,
+        low=late,
+        high=late,
         unit="share",
-        num_samples=samples,
+        num_samples=len(accepted),
         at_most=MOST_LATE if mode == "on" else None,
     )
 
 
-async def _capacity(engine: Engine) -> tuple[float, float]:
-    """Requests/s of closed batches at the largest count, and how many times that the smallest count gives.
+async def _seconds_until_full(engine: Engine, rate: float) -> float:
+    """From the end of a load that bends until requests, one every tenth of a second, get the largest count again."""
+    await _open_loop(engine, rate, 5.0, seed=1)
+    began, last = time.monotonic(), 0.0
+    for number in range(40):
+        done = await _outcome(engine, _request(number, None, SHORT, 2, may_bend=True))
+        if isinstance(done, Busy) or done.visual_tokens != (COUNTS[-1],):
+            last = time.monotonic() - began
+        await asyncio.sleep(0.1)
+    return last
 
-    Measured under a target so far away that nothing is refused.
-    """
-    took = {}
-    for count in (COUNTS[-1], COUNTS[0]):
-        samples = [await _all_at_once(engine, [count] * CONCURRENCY, SHORT, seed) for seed in range(3)]
-        took[count] = sorted(samples)[1]
-    return CONCURRENCY / took[COUNTS[-1]], took[COUNTS[-1]] / took[COUNTS[0]]
+
+async def _capacity(engine: Engine) -> tuple[float, float]:
+    """Requests/s of closed batches at the largest count, and how many times that the smallest count gives."""
+    ends = COUNTS[0], COUNTS[-1]
+    took = {count: [] for count in ends}
+    for seed in range(3):
+        for count in ends:
+            took[count].append(await _all_at_once(engine, [count] * CONCURRENCY, SHORT, seed))
+    small_s, large_s = (sorted(took[count])[1] for count in ends)
+    return CONCURRENCY / large_s, large_s / small_s
 
 
 async def _open_loop(engine: Engine, rate: float, seconds: float, seed: int) -> list[Done | Busy]:
@@ -210,7 +226,7 @@ async def _outcome(engine: Engine, request: ServeRequest) -> Done | Busy:
 
 async def _all_at_once(engine: Engine, counts: Sequence[int], new_tokens: int, seed: int) -> float:
     """Seconds from sending a request for each count to the last answer."""
-    requests = [_request(number, count, new_tokens, seed, latency_ms=_FAR_MS) for number, count in enumerate(counts)]
+    requests = [_request(number, count, new_tokens, seed) for number, count in enumerate(counts)]
     began = time.perf_counter()
     done = await asyncio.gather(*(_answered(engine, request) for request in requests))
     took = time.perf_counter() - began

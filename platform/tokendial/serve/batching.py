@@ -186,7 +186,8 @@ class Batcher:
         costs them no more than `_STALL` of the target in all.
         """
         governor, longest = self.governor, 0
-        limit_s = _STALL * governor.target_s / max(1.0, self.new_tokens - 1) if self._running else inf
+        target_s = governor.feasible_s(inf, choices[group[0].ticket.id].counts, self.new_tokens)
+        limit_s = _STALL * target_s / max(1.0, self.new_tokens - 1) if self._running else inf
         for rows, entry in enumerate(group, 1):
             longest = max(longest, entry.ticket.length)
             pass_s = governor.scale * governor.costs.read_s(choices[entry.ticket.id].counts, rows)

@@ -24,6 +24,7 @@ _DEMAND, _DEMAND_UP = 0.9, 0.8
 _HOLD_S = 0.5
 _WINDOW_S = 1.0
 _ADMIT = 0.65
+_LEAST_ALONE = 3.0
 _FASTEST, _SLOWEST, _SLOWER_S = 0.25, 8.0, 0.25
 _GOLDEN = 0.6180339887498949
 
@@ -191,9 +192,17 @@ class Governor:
         """Whether an answer is to be expected within the target, at the level that bends most."""
         if self.mode != "on" or ahead_s[-1] == 0:
             return True
-        alone_s = self.costs.alone_s(self.plan(terms)[-1], new_tokens)
-        target_s = self.target_s if terms.target_s == inf else terms.target_s
-        return self.scale * (ahead_s[-1] + alone_s) <= _ADMIT * target_s
+        smallest = self.plan(terms)[-1]
+        alone_s = self.scale * self.costs.alone_s(smallest, new_tokens)
+        return self.scale * ahead_s[-1] + alone_s <= _ADMIT * self.feasible_s(terms.target_s, smallest, new_tokens)
+
+    def feasible_s(self, target_s: float, counts: tuple[int, ...], new_tokens: float) -> float:
+        """A target, the operator's where it is infinite; where even an idle replica barely meets it, one that it can.
+
+        Without this a target below what an answer takes would turn everybody away but one.
+        """
+        named_s = self.target_s if target_s == inf else target_s
+        return max(named_s, _LEAST_ALONE * self.scale * self.costs.alone_s(counts, new_tokens))
 
     def choose(self, terms: Terms, waited_s: float, new_tokens: float, number: int = 0) -> Choice:
         """The counts of a request that starts now; its number decides whether it is among those that are lifted."""
