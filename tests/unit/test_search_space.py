@@ -99,6 +99,7 @@ def test_a_space_that_cannot_be_searched_is_refused(space: dict, message: str) -
 
 def test_lists_are_cut_outside_brackets_only() -> None:
     assert split('[2,3,5],[1,1,1],"a,b",x') == ["[2,3,5]", "[1,1,1]", '"a,b"', "x"]
+    assert split(r'"{\"a\": 1, \"b\": 2}",c') == [r'"{\"a\": 1, \"b\": 2}"', "c"]
     single, several = lists(("schedule=tokenflex,m3", "seed=0,1", "schedule.weights=[2,3,5]", "workers=1"))
     assert single == ["schedule.weights=[2,3,5]", "workers=1"]
     assert several == {"schedule": Choice(("tokenflex", "m3")), "seed": Choice((0, 1))}

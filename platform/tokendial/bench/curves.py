@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -119,26 +120,26 @@ class Wanted(BaseModel):
     allowance: float = ALLOWANCE
 
 
-def of_space(table: Curves, number: int) -> Iterator[Wanted]:
-    """The first admissible draws from the default space."""
-    del table
-    base = resolve(EXPERIMENT, SETTING)
-    space, place, made = default_space(base), 0, 0
-    while made < number:
+def of_space(table: Curves) -> Iterator[Wanted]:
+    """Admissible draws from the default space, without end."""
+    base, known = resolve(EXPERIMENT, SETTING), {row.overrides for row in table.of("space")}
+    space = default_space(base)
+    for place in count():
         drawn = random(scalars(space), 0, place)
-        place += 1
         try:
-            found = candidate(space, drawn, base)
-            configured(Wanted(part="space", label="", overrides=found.overrides))
+            wanted = Wanted(
+                part="space", label=f"draw {place}", overrides=candidate(space, drawn, base).overrides, chosen=drawn
+            )
+            if wanted.overrides not in known:
+                configured(wanted)
         except ValueError:
             continue
-        yield Wanted(part="space", label=f"draw {place - 1}", overrides=found.overrides, chosen=drawn)
-        made += 1
+        yield wanted
 
 
-def of_presets(table: Curves, number: int) -> Iterator[Wanted]:
+def of_presets(table: Curves) -> Iterator[Wanted]:
     """Eight schedules, each at both allowances."""
-    del table, number
+    del table
     for allowance in (ALLOWANCE, LONG):
         for name, overrides in _named().items():
             yield Wanted(part="rank", label=name, overrides=overrides, allowance=allowance)
@@ -153,9 +154,8 @@ def _named() -> dict[str, tuple[str, ...]]:
     }
 
 
-def of_contest(table: Curves, number: int) -> Iterator[Wanted]:
+def of_contest(table: Curves) -> Iterator[Wanted]:
     """The best of the collected schedules, 2:3:5 and uniform, three seeds each."""
-    del number
     if not table.of("space"):
         raise ConfigError("no schedule was collected; `tokendial bench search collect` comes first")
     best = max(table.of("space"), key=lambda row: row.autc)
@@ -179,7 +179,6 @@ def train_missing(table: Curves, wanted: Iterable[Wanted], path: Path, console: 
     starts = Path(tempfile.gettempdir()) / "tokendial-bench-starts"
     with _gang():
         for number, line in enumerate(wanted):
-            config = configured(line)
             same = [row for row in table.rows if row.key == (line.overrides, line.seed, line.allowance)]
             if any(row.part == line.part for row in same):
                 continue
@@ -187,7 +186,7 @@ def train_missing(table: Curves, wanted: Iterable[Wanted], path: Path, console: 
                 table.rows.append(same[0].model_copy(update={"part": line.part, "label": line.label}))
                 table.write(path)
                 continue
-            start = _start(line.seed, starts, table)
+            config, start = configured(line), _start(line.seed, starts, table)
             began = time.perf_counter()
             flops, steps, points = _trained(config, start)
             row = Row(

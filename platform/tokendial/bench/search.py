@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     if chosen.part in ("collect", "rank", "versus"):
         environment.apply()
         wanted = {"collect": curves.of_space, "rank": curves.of_presets, "versus": curves.of_contest}[chosen.part]
-        curves.train_missing(table, wanted(table, chosen.runs), chosen.out, console)
+        curves.train_missing(table, islice(wanted(table), chosen.runs), chosen.out, console)
     if chosen.part == "replay":
         from tokendial.bench.replay import replay_rows
 
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="tokendial bench search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=PARTS, help="what to do")
-    parser.add_argument("--runs", type=int, default=48, help="schedules that `collect` trains (default 48)")
+    parser.add_argument("--runs", type=int, default=48, help="runs of the part in all (default 48)")
     parser.add_argument("--seeds", type=int, default=200, help="seeds of `replay` (default 200)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/search_curves.json"), help="file of the rows")
     return parser

@@ -141,7 +141,8 @@ def _module(place: str) -> Any:
 
 def _text(value: Any) -> str:
     """An override's right-hand side: JSON, but bare words for strings, as `schedule=tokenflex` names a preset."""
-    return value if isinstance(value, str) else json.dumps(value)
+    bare = isinstance(value, str) and isinstance(_value(value), str)
+    return value if bare else json.dumps(value)
 
 
 def lists(overrides: Sequence[str]) -> tuple[list[str], dict[str, Choice]]:
@@ -163,8 +164,8 @@ def lists(overrides: Sequence[str]) -> tuple[list[str], dict[str, Choice]]:
 def split(text: str) -> list[str]:
     """The values of a list, cut at commas outside brackets and quotes."""
     depth, quoted, parts = 0, False, [""]
-    for letter in text:
-        quoted ^= letter == '"'
+    for before, letter in zip(" " + text, text, strict=False):
+        quoted ^= letter == '"' and before != "\\"
         depth += 0 if quoted else (letter in "[{") - (letter in "]}")
         if letter == "," and depth == 0 and not quoted:
             parts.append("")
