@@ -131,8 +131,9 @@ def standing(uri: str, name: str) -> Standing | None:
     found = registry.champion(uri, name)
     if found is None:
         return None
-    curve = {int(count): quality for count, quality in json.loads(found.tags["curve"]).items()}
-    return Standing(found.version, found.tags["run"], curve, autc(dict(curve)))
+    # A version that was registered by other means has no curve to compare with.
+    curve = {int(count): quality for count, quality in json.loads(found.tags.get("curve", "{}")).items()}
+    return Standing(found.version, found.tags.get("run", ""), curve, autc(dict(curve)) if curve else 0.0)
 
 
 def latency(folder: Path, config: RunConfig[Any], counts: list[int]) -> tuple[dict[int, float], str]:
@@ -209,7 +210,7 @@ def _is_better(uri: str, name: str, test: RunResult, digest: str, champion: Stan
     from tokendial.tracking import registry
 
     tags = registry.resolve(uri, f"{name}/{champion.version}").tags
-    same = (tags["metric"], tags["data"], set(champion.curve)) == (test.metric, digest, set(test.curve))
+    same = (tags.get("metric"), tags.get("data"), set(champion.curve)) == (test.metric, digest, set(test.curve))
     better = same and (test.autc or 0.0) >= champion.autc
     if better or force:
         return better

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tokendial.promote import Promotion
     from tokendial.search.found import SearchResult
 
+MOST_ROWS, MOST_CHARS = 12, 60
+
 
 @app.command()
 def search(
@@ -49,7 +51,9 @@ def search(
     ] = None,
     per_trial: Annotated[bool, typer.Option("--per-trial", help="--budget is for each trial.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the search itself.", min=0)] = 0,
-    limit: Annotated[float, typer.Option(help="Seconds without progress after which a trial has failed.")] = 600.0,
+    limit: Annotated[
+        float, typer.Option(help="Seconds without progress after which a trial has failed.", min=1)
+    ] = 600.0,
     name: Annotated[str | None, typer.Option(help="Name of the search; default user.experiment.search-hash.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Start another search even if this one exists.")] = False,
     on: On = None,
@@ -130,13 +134,14 @@ def _groups(result: SearchResult) -> Table:
     table = Table(
         "what", "trials", "seeds", "AUTC", "95 % interval", "behind the best", *more, box=None, pad_edge=False
     )
-    for group in result.groups:
+    for group in result.groups[:MOST_ROWS]:
         gap = group.behind
         behind = "" if gap is None else f"{gap.mean:.4f} ({gap.ci[0]:+.4f} to {gap.ci[1]:+.4f})"
         trials, seeds = (",".join(map(str, numbers)) for numbers in (group.trials, group.seeds))
         interval = f"{group.autc_ci[0]:.4f} to {group.autc_ci[1]:.4f}"
         values = [f"{group.values[name]:.4g}" for name in more]
-        table.add_row(group.label, trials, seeds, f"{group.autc:.4f}", interval, behind, *values)
+        name = group.label if len(group.label) <= MOST_CHARS else f"{group.label[: MOST_CHARS - 1]}…"
+        table.add_row(name, trials, seeds, f"{group.autc:.4f}", interval, behind, *values)
     return table
 
 

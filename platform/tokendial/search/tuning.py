@@ -23,7 +23,8 @@ from ray.tune import PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 from ray.tune.search import Searcher
 
 from tokendial import environment, runs
-from tokendial.failures import Terminated
+from tokendial.experiments import ConfigError
+from tokendial.failures import Terminated, WorkFailed
 from tokendial.resolve import from_document
 from tokendial.search.desk import Desk, TrialOrder
 from tokendial.search.objective import value
@@ -56,9 +57,13 @@ class _Suggestions(Searcher):
         super().__init__()
         self._desk, self._stops, self._progress, self._on_told = desk, stops, progress, told
         self._numbers: dict[str, int] = {}
+        self.refusal: ConfigError | None = None
 
     def suggest(self, trial_id: str) -> Any:
-        order = self._desk.ask()
+        try:
+            order = self._desk.ask()
+        except ConfigError as error:
+            self.refusal, order = error, None
         if order is None:
             return Searcher.FINISHED
         self._numbers[trial_id] = order.number
@@ -106,16 +111,18 @@ def run(
 
     Tune runs in a thread of its own, where it leaves the signal handlers of this process alone.
     """
-    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "RAY_AIR_NEW_OUTPUT"):
-        os.environ.setdefault(name, {"RAY_AIR_NEW_OUTPUT": "0"}.get(name, "1"))
+    # What Tune would write beside each trial and on the terminal, the run store and the command write themselves.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     stops = Stops.remote()
+    suggestions = _Suggestions(desk, stops, progress, told)
     payload = {"stops": stops, "home": str(runs.home()), "cwd": os.getcwd(), "path": sys.path}
     tuner = Tuner(
         ray.tune.with_resources(
             ray.tune.with_parameters(_trial, **payload), PlacementGroupFactory([SLIVER], strategy="PACK")
         ),
         tune_config=TuneConfig(
-            search_alg=_Suggestions(desk, stops, progress, told),
+            search_alg=suggestions,
             num_samples=-1,
             max_concurrent_trials=slots,
             reuse_actors=True,
@@ -145,13 +152,17 @@ def run(
     finally:
         desk.book.worked(Session(time.monotonic() - began, slots, _trained(desk) - before))
         ray.kill(stops)
+    if suggestions.refusal is not None:
+        raise suggestions.refusal
     if failure:
-        raise failure[0]
+        raise WorkFailed(f"Ray Tune stopped: {str(failure[0]).strip().splitlines()[-1][:500]}") from failure[0]
 
 
 def _trained(desk: Desk) -> float:
     """Seconds of optimizer steps in the ledger."""
-    return sum(trial.outcome.trained_seconds for trial in desk.book.trials.values() if trial.outcome)
+    ended = [trial.outcome for trial in desk.book.trials.values() if trial.outcome]
+    # A trial that an earlier session had trained, and this one only entered, took no time of its slot.
+    return sum(min(outcome.trained_seconds, outcome.seconds) for outcome in ended)
 
 
 def _trial(config: dict[str, Any], stops: Any, home: str, cwd: str, path: list[str]) -> None:
@@ -172,14 +183,16 @@ def _trial(config: dict[str, Any], stops: Any, home: str, cwd: str, path: list[s
             if why is not None:
                 watch.stop.set()
             watch.check(order.limit_s)
+            if time.monotonic() - reported < REPORT_S:
+                continue
+            reported = time.monotonic()
+            news: dict[str, Any] = {"place": json.dumps(watch.place)}
             found = last_curve(order) if order.rungs else None
             if found is not None and found[0] > judged:
                 judged = found[0]
-                score = value(order.objectives[0], found[1], order.costs)
-                ray.tune.report({"share": spent[judged] / spent[-1], "score": score, "place": json.dumps(watch.place)})
-            elif time.monotonic() - reported > REPORT_S:
-                reported = time.monotonic()
-                ray.tune.report({"place": json.dumps(watch.place)})
+                news["share"] = spent[judged] / spent[-1]
+                news["score"] = value(order.objectives[0], found[1], order.costs)
+            ray.tune.report(news)
         try:
             outcome = working.result()
         except Terminated:

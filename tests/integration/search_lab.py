@@ -1,0 +1,43 @@
+"""Spaces whose trials fail in different ways, and what a test asks of a search's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokendial.search.domains import Choice
+from train_lab import SHORT
+
+# Trials of a few steps on a handful of images.
+QUICK = (*SHORT, "evaluation.validation_examples=2", "checkpoint.every=4")
+MARKER = "TOKENDIAL_TEST_MARKER"
+# Global batches of a trial of four steps are 0 to 3; a trial meets none of these before its own fault.
+FAULTS = {
+    "fails": {"fail": [1]},
+    "never a number": {"nan": [0, 1, 2, 3, 4, 5]},
+    "killed": {"kill": [1], "rank": 0},
+    "hangs": {"slow": [1000.0]},
+}
+
+
+def faulty() -> Mapping[str, Any]:
+    """A good candidate between candidates that fail."""
+    marker = os.environ[MARKER]
+    texts = [json.dumps({"marker": f"{marker}-{name}", **fault}) for name, fault in FAULTS.items()]
+    good = json.dumps({"marker": marker})
+    return {"description": Choice((texts[0], good, *texts[1:]))}
+
+
+def events(home: Path, search: str) -> list[dict[str, Any]]:
+    """The ledger of a search, as far as it has come."""
+    path = home / search / "trials.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def numbers(home: Path, search: str, event: str) -> list[int]:
+    """Trials of the ledger's events of one kind, in order."""
+    return [line["trial"] for line in events(home, search) if line["event"] == event]

@@ -1,0 +1,178 @@
+"""Whole searches on the tests' cluster: equal trials, explained failures, driver killed and continued, promoted."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from run_lab import cluster_is_free, command, kill, say, training_processes, until
+from search_lab import FAULTS, MARKER, QUICK, events, numbers
+from tokendial import api, runs
+from tokendial.experiments import ConfigError
+from tokendial.model_folder import check_digests
+from tokendial.tracking import registry
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+GRID = ("digits.tiny", *QUICK, "schedule=tokenflex,uniform", "seed=0,1")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(ray_cluster: str) -> Iterator[None]:
+    yield
+    until("free CPUs", cluster_is_free)
+    until("end of the training processes", lambda: not training_processes())
+
+
+def test_a_grid_is_trained_compared_reported_and_promoted(home: Path, ray_cluster: str) -> None:
+    result = api.search(GRID[0], GRID[1:], name="it")
+    assert [row.outcome.status for row in result.trials] == ["FINISHED"] * 4
+    assert [row.outcome.seed for row in result.trials] == [0, 1, 0, 1]
+    assert [group.seeds for group in result.groups] == [(0, 1), (0, 1)]
+    assert len(list(home.glob("it.tower-*"))) == 2, "each seed warms its tower once"
+    for row in result.trials:
+        assert runs.find(row.run).read_result().split == "validation"
+    page = (home / "it" / "report.html").read_text()
+    assert all(part in page for part in ("Groups over seeds", "Pareto front", "Trials", "schedule=uniform"))
+    assert "http://" not in page.split("<script>")[0]
+
+    # The same command prints what is there, and so does the report.
+    again = say("search", *GRID, "--name", "it", "--json", home=home)
+    assert again.code == 0, again.err
+    assert again.document == json.loads(result.model_dump_json())
+    assert say("report", "it", "--json", home=home).document == again.document
+    assert len(events(home, "it")) == 9
+    changed = say("search", *GRID[:-1], "--name", "it", home=home)
+    assert (changed.code, "search 'it' is another one (space:" in changed.err) == (2, True)
+
+    _check_tracking(home)
+    _check_promotion(home)
+
+
+def _check_tracking(home: Path) -> None:
+    """One parent with four children, all in a terminal state."""
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    everything = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    parent = next(run for run in everything if run.info.run_name == "it")
+    children = [run for run in everything if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(run.info.run_name or "" for run in children) == [f"it.{number:03d}" for number in range(4)]
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert {"report.html", "result.json", "figures"} <= {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert parent.data.params["algorithm"] == "grid"
+    assert len(client.get_metric_history(parent.info.run_id, "search/autc")) == 4
+
+
+def _check_promotion(home: Path) -> None:
+    dry = say("promote", "it", "--dry-run", "--json", home=home)
+    assert dry.code == 0, dry.err
+    assert dry.document["version"] is None
+    uri = f"sqlite:///{home}/mlflow.db"
+    assert registry.names(uri) == []
+    first = say("promote", "it", "--trial", "0", "--json", home=home)
+    assert first.code == 0, first.err
+    assert (first.document["version"], first.document["before"]) == (1, None)
+    assert set(first.document["latency_ms"]) == {"4"}
+    version = registry.resolve(uri, "digits")
+    assert version.tags["run"] == "it.000"
+    folder = registry.fetch(uri, version, home / "fetched")
+    check_digests(folder)
+    ladder = json.loads((folder / "ladder.json").read_text())
+    assert (ladder["split"], ladder["dataset"]["workload"]) == ("test", "digits")
+    assert ladder["rows"][0]["latency_ms"] > 0
+
+    # A worse one than the champion is refused. These models know nothing, so the champion is made better by hand.
+    MlflowClient(uri, uri).set_model_version_tag("digits", "1", "curve", '{"4": 0.9}')
+    worse = say("promote", "it", "--trial", "1", home=home)
+    assert worse.code == 2
+    assert "the champion digits/1 0.9000 (4: " in worse.err
+    forced = say("promote", "it", "--trial", "1", "--force", "--json", home=home)
+    assert (forced.document["version"], forced.document["before"], forced.document["better"]) == (2, 1, False)
+    back = say("promote", "digits", "--rollback", "--json", home=home)
+    assert back.document == {"model": "digits", "before": 2, "version": 1}
+    moves = registry.history(uri, "digits")
+    assert [(move.before, move.version) for move in moves] == [(None, 1), (1, 2), (2, 1)]
+    assert moves[1].reason.endswith("forced")
+
+
+@pytest.mark.slow
+def test_failing_trials_are_explained_and_stop_nothing(
+    home: Path, tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MARKER, str(tmp_path / "marker"))
+    # No stage for the tower: what fails must be the trials, not the run that they would share.
+    kept = [line for line in QUICK if not line.startswith("stages=")]
+    settings = (*kept, 'stages=[{"name": "all", "share": 1}]', "workload=train_faults:faulty", "max_failures=0")
+    result = api.search("digits.tiny", settings, algorithm="grid", space="search_lab:faulty", limit_s=120.0, name="it")
+    states = {row.number: (row.outcome.status, row.outcome.cause or "") for row in result.trials}
+    assert [status for status, _ in states.values()] == ["FAILED", "FINISHED", "FAILED", "FAILED", "FAILED"]
+    assert len(states) == 1 + len(FAULTS)
+    causes = {0: "on fire", 2: "is not finite", 3: "died", 4: "no progress for 120 s"}
+    for number, words in causes.items():
+        assert words in states[number][1], states[number]
+    assert result.best == 1
+    with pytest.raises(ConfigError, match="--trial 0 did not finish; finished trials are 1"):
+        api.promote("it", trial=0)
+
+
+def test_a_search_whose_driver_is_killed_ends_with_every_trial_once(home: Path, ray_cluster: str) -> None:
+    line = ("search", *GRID, "--name", "it")
+    first = command(*line, home=home, address=ray_cluster)
+    until("the second trial's end", lambda: len(numbers(home, "it", "done")) >= 2, first)
+    kill(first, signal.SIGKILL)
+    until("end of the training processes", lambda: not training_processes())
+    before = events(home, "it")
+    second = say(*line, "--json", home=home, address=ray_cluster)
+    assert second.code == 0, second.err
+    assert events(home, "it")[: len(before)] == before
+    assert numbers(home, "it", "asked") == [0, 1, 2, 3]
+    assert sorted(numbers(home, "it", "done")) == [0, 1, 2, 3]
+    assert {row["outcome"]["status"] for row in second.document["trials"]} == {"FINISHED"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", range(12))
+def test_twelve_kill_points(point: int, home: Path, ray_cluster: str) -> None:
+    """Killed at the n-th event of the ledger, or while the trial after it is under way."""
+    line = ("search", *GRID, "--algorithm", "random", "--trials", "4", "--name", "it")
+    target, later = divmod(point, 2)
+    first = command(*line, home=home, address=ray_cluster)
+    until(f"event {target}", lambda: len(events(home, "it")) > target, first)
+    if later:
+        until("a step of a trial", lambda: any(home.glob("it.0*/tracking/metrics.jsonl")), first)
+    kill(first, signal.SIGKILL)
+    until("end of the training processes", lambda: not training_processes())
+    before = events(home, "it")
+    second = say(*line, "--json", home=home, address=ray_cluster)
+    assert second.code == 0, second.err
+    assert events(home, "it")[: len(before)] == before
+    assert numbers(home, "it", "asked") == [0, 1, 2, 3]
+    assert sorted(numbers(home, "it", "done")) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_search_told_to_stop_ends_killed_and_leaves_nothing_running(
+    number: signal.Signals, home: Path, ray_cluster: str
+) -> None:
+    process = command("search", *GRID, "--name", "it", home=home, address=ray_cluster)
+    until("a trial under way", lambda: any(home.glob("it.0*/tracking/metrics.jsonl")), process)
+    stopped = kill(process, number)
+    assert stopped.code == {signal.SIGTERM: 143, signal.SIGINT: 130}[number], stopped
+    assert not (home / "it" / "lease.json").exists()
+    record = json.loads(next(home.glob("it.0*/run.json")).read_text())
+    assert record["status"] in ("KILLED", "FINISHED")
+
+
+@pytest.mark.slow
+def test_asha_stops_trials_early_and_counts_what_they_spent(home: Path, ray_cluster: str) -> None:
+    settings = (*QUICK, "global_batch=4")
+    result = api.search("digits.tiny", settings, algorithm="asha", trials=6, budget="6e9", per_trial=True, name="it")
+    rungs = [line for line in events(home, "it") if line["event"] == "rung"]
+    assert rungs
+    for row in result.trials:
+        assert row.outcome.status in ("FINISHED", "PRUNED")
+        assert 0 < row.outcome.flops <= result.flops_per_trial
+    assert result.accounting <= 0.05
