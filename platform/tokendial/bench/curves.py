@@ -38,12 +38,12 @@ START_SETTING = (f"stages={json.dumps(START)}", "budget.steps=1100", "schedule=f
 SETTING = (
     "workers=1",
     'stages=[{"name": "all", "share": 1, "train": ["projector", "language"], "lr_factor": 0.75}]',
-    "evaluation.validation_examples=96",
+    "evaluation.validation_examples=64",
     "checkpoint.every=1000",
 )
 EXPERIMENT = "digits"
 ALLOWANCE, LONG = 1.2e12, 2.4e12
-NUM_POINTS = 6
+NUM_POINTS = 9
 _QUALITY = "validation/quality/k"
 
 
@@ -206,8 +206,9 @@ def _start(seed: int, folder: Path, table: Curves) -> Path:
     """Weights that the trials of a seed start from, trained where this machine has them not."""
     from tokendial.train.checkpoint import WEIGHTS, newest
 
-    others = [line for line in SETTING if not line.startswith("stages=")]
-    config = resolve(EXPERIMENT, (*others, *START_SETTING, "evaluation.split=validation", f"seed={seed}"))
+    others = [line for line in SETTING if not line.startswith(("stages=", "evaluation."))]
+    unscored = ("evaluation.split=validation", "evaluation.validation_examples=1")
+    config = resolve(EXPERIMENT, (*others, *START_SETTING, *unscored, f"seed={seed}"))
     place = folder / f"{config_hash(config)}"
     if newest(place / "checkpoints") is None or not (place / "ledger.json").exists():
         _work(config, place, None, {})
