@@ -13,6 +13,7 @@ from tokendial.experiments import ConfigError
 from tokendial.model_folder import CARD, LADDER, check_digests, read_card
 from tokendial.results import read_result
 from tokendial.scores import Scores
+from tokendial.train import ray_trainer
 from tokendial.train.checkpoint import WEIGHTS, newest
 from train_lab import Lab, configured
 
@@ -100,3 +101,16 @@ def test_a_finished_run_returns_at_once_and_a_new_one_forks_its_weights(
     assert list(history(home, forked.name, "train/loss").values()) == control.losses
     fresh = Lab(tmp_path / "fresh", configured("seed=6")).work()
     assert fresh.losses[4:] != control.losses[4:]
+
+
+def test_workers_ended_for_want_of_memory_are_said_to_be_so() -> None:
+    # Ray 2.60's own words; what follows them is advice on its settings.
+    told = (
+        "OutOfMemoryError: 8 worker(s) were killed due to the node running low on memory.\n"
+        "OOM kill reason: Memory usage 24099942400B exceeded threshold of 24012677120B (95.0% of 25276502016B limit)\n"
+        "Refer to the documentation on how to address the out of memory issue: https://docs.ray.io"
+    )
+    assert ray_trainer._cause(RuntimeError(told)) == (
+        "this machine ran out of memory and Ray ended workers: Memory usage 24099942400B exceeded threshold of "
+        "24012677120B (95.0% of 25276502016B limit)"
+    )

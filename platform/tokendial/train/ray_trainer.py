@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import Any, cast
 
 import ray
 import ray.train
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
@@ -128,6 +129,8 @@ def train(
     except TrainingFailedError as error:
         message = f"training failed after {max_failures} restarts: {_cause(error)}; logs are in {folder}/logs"
         raise WorkFailed(message) from error
+    except RayError as error:
+        raise WorkFailed(f"Ray lost a part of the run: {_cause(error)}; logs are in {folder}/logs") from error
     finally:
         done.set()
         watcher.join()
@@ -181,7 +184,9 @@ def _worker_runtime_env() -> dict[str, Any] | None:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of the first worker's traceback, which names what went wrong."""
+    """The last line of the first worker's traceback, which names what went wrong; or that memory ran out."""
+    if spent := re.search(r"Memory usage \w+ exceeded threshold.*?limit\)", str(error)):
+        return f"this machine ran out of memory and Ray ended workers: {spent[0]}"
     lines = [line for line in str(error).split("[Rank")[1 if "[Rank" in str(error) else 0].splitlines() if line.strip()]
     return lines[-1].strip()[:500]
 
