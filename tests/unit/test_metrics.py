@@ -27,7 +27,7 @@ def test_every_name_fits_the_scheme():
     constants = [value for key, value in vars(metrics).items() if key.isupper() and isinstance(value, str)]
     ledger = Ledger(price_per_hour=1.0)
     ledger.add(4, flops=1.0)
-    made = [metrics.count_loss(4), metrics.validation_quality(4), metrics.regret(4)]
+    made = [metrics.count_loss(4), metrics.validation_quality(4), metrics.regret(4), metrics.search_objective("autc")]
     made += [metrics.group_quality("Where is it?", 4), metrics.measure("token F1", 4), *metrics.ledger_metrics(ledger)]
-    assert len(constants) == 10
+    assert len(constants) == 11
     assert [name for name in [*constants, *made] if not metrics.NAME.fullmatch(name)] == []
