@@ -121,6 +121,13 @@ def print_search(result: SearchResult, json_: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if result.utilisation is not None and result.overhead_s is not None:
+        console.print(
+            f"{result.wall_seconds:.0f} s, of which {result.utilisation:.0%} in optimizer steps; starting, scoring and "
+            f"recording a trial took {result.overhead_s:.0f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
     if best is not None:
         console.print(f"best: trial {best.number}, run {best.run}", highlight=False, soft_wrap=True)
         if result.report:
