@@ -95,7 +95,8 @@ async def count_rows(folder: Path, rounds: int, threads: int = 1) -> list[Row]:
     engine = _engine(folder, threads, slots=CONCURRENCY)
     ends = COUNTS[0], COUNTS[-1]
     taken: dict[int, list[float]] = {count: [] for count in ends}
-    for number in range(rounds + 1):
+    # The first round warms up; a spread needs two more.
+    for number in range(1 + max(2, rounds)):
         for count in random.Random(number).sample(ends, 2):
             taken[count].append(await _all_at_once(engine, [count] * CONCURRENCY, SHORT, number))
     await engine.close()
@@ -120,7 +121,8 @@ async def batching_rows(folder: Path, rounds: int, threads: int = 1) -> list[Row
     wanted = list(COUNTS) * (CONCURRENCY // len(COUNTS))
     gains: list[float] = []
     engines = {slots: _engine(folder, threads, slots=slots) for slots in (1, CONCURRENCY)}
-    for number in range(rounds + 1):
+    # The first round warms up; a spread needs two more.
+    for number in range(1 + max(2, rounds)):
         taken = {}
         for slots in random.Random(number).sample(sorted(engines), 2):
             taken[slots] = await _all_at_once(engines[slots], wanted, LONG, number)
