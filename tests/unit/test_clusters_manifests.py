@@ -237,3 +237,26 @@ def test_copied_files_exist_and_are_let_into_the_build() -> None:
     allowed = (CLUSTERS / "Dockerfile.dockerignore").read_text().splitlines()
     assert all((ROOT / word).exists() for word in copied)
     assert all(f"!{word}" in allowed for word in copied)
+
+
+def test_the_services_configuration_is_what_serve_and_the_endpoint_take() -> None:
+    from ray.serve.schema import ServeDeploySchema
+    from tokendial.serve.options import serve_settings
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load(RAY["kuberay/service.yaml"]["spec"]["serveConfigV2"]))
+    application = config.applications[0]
+    module, _, name = application.import_path.partition(":")
+    source = (ROOT / "platform" / Path(*module.split("."))).with_suffix(".py").read_text()
+    assert f"def {name}(" in source
+    settings = serve_settings(application.args["settings"])
+    assert settings.replicas.most > settings.replicas.least > 1
+    ingress = DOCUMENTS["kuberay/ingress.yaml"]["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]
+    assert ingress["name"] == RAY["kuberay/service.yaml"]["spec"]["serveService"]["metadata"]["name"]
+    assert ingress["port"]["number"] == config.http_options.port
+
+
+def test_the_disruption_budget_covers_the_pods_that_serve() -> None:
+    wanted = DOCUMENTS["kuberay/disruption-budget.yaml"]["spec"]["selector"]["matchLabels"]
+    groups = cluster_spec(RAY["kuberay/service.yaml"])["workerGroupSpecs"]
+    for group in groups:
+        assert wanted.items() <= group["template"]["metadata"]["labels"].items()

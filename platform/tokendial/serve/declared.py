@@ -1,0 +1,71 @@
+"""The endpoint as Serve's own configuration names it (`serve deploy`, KubeRay's RayService): a replica that keeps it.
+
+    import_path: tokendial.serve.declared:build
+    args: {model: tokendial-digits, settings: [replicas.most=4]}
+
+The application is healthy once its model has proved itself, and then follows the alias as `tokendial serve` does.
+Where the endpoint listens is Serve's `http_options`; a key is always asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+
+from tokendial.serve.options import serve_settings
+from tokendial.serve.start import start
+
+log = logging.getLogger("tokendial.serve")
+
+
+class Declared(BaseModel):
+    """What the configuration gives; see `tokendial serve --help`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = Field(default=None, description="what to serve; null: the registry's champion")
+    settings: tuple[str, ...] = Field(default=(), description="settings of the endpoint, as KEY=VALUE")
+
+
+class KeeperReplica:
+    """Starts versions beside itself and follows the alias; ready once the first one answers."""
+
+    async def __init__(self, declared: Declared) -> None:
+        # Serve's proxies listen already; any host but loopback asks for keys.
+        settings = (*declared.settings, "host=0.0.0.0", "port=0")
+        every_s = serve_settings(settings).follow_s
+        self._endpoint = await asyncio.to_thread(start, declared.model, settings, None, None, log.info)
+        self._stop = threading.Event()
+        self._following = threading.Thread(target=self._follow, args=(every_s,), daemon=True)
+        self._following.start()
+
+    def check_health(self) -> None:
+        """Called by Serve; a replica that raises is started anew, which finds what runs and goes on."""
+        if not self._following.is_alive():
+            raise RuntimeError("the endpoint is no longer kept")
+
+    def __del__(self) -> None:
+        """Called by Serve when the application is removed."""
+        if hasattr(self, "_stop"):
+            self._stop.set()
+            self._endpoint.close()
+
+    def _follow(self, every_s: float) -> None:
+        while not self._stop.wait(every_s):
+            self._endpoint.look()
+
+
+def build(declared: Declared) -> serve.Application:
+    """The application of a configuration."""
+    keeper = serve.deployment(
+        name="keeper",
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_constructor_retry_count=3,
+        health_check_period_s=10,
+    )(KeeperReplica)
+    return keeper.bind(declared)
