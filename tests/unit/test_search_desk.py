@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokendial.experiments import ConfigError
@@ -20,7 +21,7 @@ def _home(home: Path) -> None:
     del home
 
 
-def plan(algorithm: str, trials: int = 12, **options: object) -> SearchPlan:
+def plan(algorithm: str, trials: int = 12, **options: Any) -> SearchPlan:
     return plan_search(
         "digits.tiny", LISTS, algorithm=algorithm, trials=trials, budget="2e9", per_trial=True, **options
     )

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokendial.experiments import ConfigError
@@ -28,7 +29,7 @@ BASE = resolve("digits.tiny", ("evaluation.counts=[1,4,9,16,144]",))
 def test_scalars_map_units_to_values_and_back() -> None:
     for scalar in (Choice(("a", [1, 2], None)), Uniform(-1, 3), LogUniform(1e-3, 10), Integers(2, 9)):
         for u in (0.0, 0.2, 0.5, 0.999):
-            value = scalar.at(u)
+            value: Any = scalar.at(u)
             assert scalar.at(scalar.unit(value)) == value
 
 

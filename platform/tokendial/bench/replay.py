@@ -185,8 +185,8 @@ def kendall(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]
     """Kendall's tau-b and its two-sided p."""
     from scipy.stats import kendalltau
 
-    found = kendalltau(one, other)
-    return float(found.statistic), float(found.pvalue)
+    tau, p = kendalltau(one, other)
+    return float(tau), float(p)  # pyright: ignore[reportArgumentType]
 
 
 def _tuples(chosen: Mapping[str, Any]) -> dict[str, Any]:

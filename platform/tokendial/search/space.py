@@ -117,7 +117,9 @@ def from_description(document: Mapping[str, Mapping[str, Any]]) -> Space:
     kinds = {kind.__name__: kind for kind in KINDS}
     found: dict[str, Domain] = {}
     for path, line in document.items():
-        fields = {name: tuple(value) if name == "options" else value for name, value in line.items() if name != "kind"}
+        fields: dict[str, Any] = {
+            name: tuple(value) if name == "options" else value for name, value in line.items() if name != "kind"
+        }
         found[path] = kinds[line["kind"]](**fields)
     return found
 

@@ -72,7 +72,8 @@ def parzen(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     key = mix64(seed, stream_key("tpe"), place, attempt) >> 33
     sampler = optuna.samplers.TPESampler(seed=key, n_startup_trials=1)
-    directions = ["minimize" if name in MINIMISED else "maximize" for name in objectives]
+    least, most = optuna.study.StudyDirection.MINIMIZE, optuna.study.StudyDirection.MAXIMIZE
+    directions = [least if name in MINIMISED else most for name in objectives]
     study = optuna.create_study(sampler=sampler, directions=directions)
     spread = {name: _distribution(scalar) for name, scalar in scalars.items()}
     states = {"running": optuna.trial.TrialState.RUNNING, "finished": optuna.trial.TrialState.COMPLETE}

@@ -146,12 +146,12 @@ def run(
             tuning.join(POLL_S)
     except (KeyboardInterrupt, Terminated):
         desk.closed = True
-        stops.add.remote("all")
+        stops.add.remote("all")  # pyright: ignore[reportFunctionMemberAccess]
         tuning.join()
         raise
     finally:
         desk.book.worked(Session(time.monotonic() - began, slots, _trained(desk) - before))
-        ray.kill(stops)
+        ray.kill(stops)  # pyright: ignore[reportArgumentType]
     if suggestions.refusal is not None:
         raise suggestions.refusal
     if failure:
