@@ -46,8 +46,8 @@ def test_images_of_one_request_count_together() -> None:
 
 def test_bent_requests_join_those_who_asked_for_what_they_are_bent_to() -> None:
     queue = batcher(*(ticket(number, BENDS) for number in range(8)), ticket(8, exact(16)), mode="on")
-    queue.governor.level = 4
-    queue.governor.update = lambda now, ahead_s: 4  # type: ignore[method-assign]
+    queue.governor.level = 3
+    queue.governor.update = lambda now, ahead_s: 3  # type: ignore[method-assign]
     assert started(queue) == list(range(9))
 
 
@@ -153,7 +153,7 @@ def test_expired_tickets_leave_and_their_work_with_them() -> None:
     assert [one.id for one in queue.expired(1.0)] == [0]
     assert queue.ahead_s() == pytest.approx([seconds / 2 for seconds in before])
     assert queue.withdraw(1)
-    assert queue.ahead_s() == [0.0] * 5
+    assert queue.ahead_s() == [0.0] * 4
     assert not queue.withdraw(1)
 
 
@@ -173,7 +173,7 @@ def test_work_ahead_shrinks_as_answers_are_written_and_ends_at_nothing() -> None
     assert seen[-1] > 0, "an answer that outlives expectation still has a token to come"
     for number in start.choices:
         queue.leave(number, 9)
-    assert queue.ahead_s() == [0.0] * 5
+    assert queue.ahead_s() == [0.0] * 4
     assert queue.new_tokens > 8
 
 
@@ -191,8 +191,8 @@ def test_new_rules_reprice_what_waits() -> None:
     before = queue.ahead_s()
     queue.governor.bar({16})
     queue.reprice()
-    assert queue.ahead_s()[:4] == before[:4]
-    assert queue.ahead_s()[4] == before[3] > before[4]
+    assert queue.ahead_s()[:3] == before[:3]
+    assert queue.ahead_s()[3] == before[2] > before[3]
 
 
 def test_agreement_that_falls_short_of_the_ladders_promise_bars_a_count_for_a_while() -> None:

@@ -62,7 +62,7 @@ class Governor:
         target_s: float = 1.0,
         floor_quality: float = 0.0,
     ) -> None:
-        """`efficient` are the counts worth bending to, falling."""
+        """`efficient` are the counts that no smaller one equals in quality, falling."""
         self.mode = mode
         self.target_s = target_s
         self.level = 0
@@ -74,7 +74,7 @@ class Governor:
         self._shares = lru_cache(1024)(self._shared)
         self._quality = dict(quality)
         self._floor = floor_quality
-        self._steps = tuple(efficient)
+        self._steps = tuple(count for count in efficient if count < max(quality))
         self._barred: frozenset[int] = frozenset()
         self._arrivals: deque[tuple[float, tuple[float, ...]]] = deque()
         self._demand = [0.0] * self.num_levels
@@ -141,12 +141,16 @@ class Governor:
 
     def arrived(self, now: float, work_s: Sequence[float]) -> None:
         """Note work that was asked for, refused or not."""
+        if self.mode == "off":
+            return
         self._arrivals.append((now, tuple(work_s)))
         for level, seconds in enumerate(work_s):
             self._demand[level] += seconds
 
     def update(self, now: float, ahead_s: Sequence[float]) -> int:
         """The level from here on, given the calibrated seconds of work ahead at each level."""
+        if self.mode == "off":
+            return 0
         self._forget(now)
         if now - self._looked >= _HOLD_S:
             # Nobody looks where there is nothing to do, which is a load that fits well.
