@@ -1,0 +1,103 @@
+"""Status, logs and stop of runs in the runs folder here, by name; the driver's log; progress lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokendial import api, runs
+from tokendial.driver_log import driver_log
+from tokendial.experiments import ConfigError
+from tokendial.identity import Identity
+from tokendial.resolve import resolve
+from tokendial.train.driver import with_horizon
+
+
+@pytest.fixture
+def run(home: Path) -> runs.Run:
+    """A run that says RUNNING and has made three steps."""
+    config = with_horizon(resolve("digits.tiny", machine_cpus=None))
+    made = runs.create("mine", config, Identity(user="ada"))
+    (made.folder / "tracking").mkdir()
+    rows = [[0, step, {"train/loss": 2.0 / step}] for step in (1, 2, 3)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (made.folder / "tracking" / "metrics.jsonl").write_text(lines + '[0, 4, {"train/lo')
+    (made.folder / "logs").mkdir()
+    (made.folder / "logs" / "rank-0.log").write_text("hello\n")
+    return made
+
+
+def test_a_run_without_a_holder_has_died_and_its_last_whole_step_is_known(run: runs.Run) -> None:
+    found = api.status("mine")
+    assert [(row.run, row.place, row.status, row.step, row.detail) for row in found] == [
+        ("mine", "here", "DIED", 3, "loss 0.667")
+    ]
+    assert found[0].total == run.config_document()["budget"]["horizon"]
+    with run.lease():
+        assert api.status("mine")[0].status == "RUNNING"
+    run.update(status="FINISHED")
+    assert [row.status for row in api.status()] == ["FINISHED"]
+
+
+def test_logs_of_a_run_here_are_read_from_its_folder(run: runs.Run) -> None:
+    assert api.logs("mine") == {"rank-0": "hello\n"}
+    with pytest.raises(ConfigError, match="run 'nobody' has no logs: run 'nobody' is not under"):
+        api.logs("nobody")
+
+
+def test_stop_tells_the_process_that_holds_the_run_and_refuses_where_there_is_none(run: runs.Run) -> None:
+    with pytest.raises(ConfigError, match="run 'mine' is not at work; its status is RUNNING"):
+        api.stop("mine")
+    program = (
+        "import sys, time; from pathlib import Path; from tokendial.runs import Run\n"
+        "with Run(Path(sys.argv[1])).lease():\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program, run.folder], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert api.stop("mine") == "here"
+    assert holder.wait(10) == -signal.SIGTERM
+    holder.stdout.close()
+    lease = run.folder / "lease.json"
+    lease.write_text(json.dumps({"pid": os.getpid(), "host": "elsewhere", "born": "1"}))
+    with pytest.raises(ConfigError, match="run 'mine' is at work on elsewhere; stop it there"):
+        api.stop("mine")
+
+
+def test_the_drivers_log_has_each_stage_once_in_a_while_warnings_and_how_it_ended(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def work() -> None:
+        with driver_log(tmp_path / "logs", seen.append) as progress:
+            for step in range(3):
+                progress({"stage": "all", "step": step, "total": 3, "loss": 1.0})
+            progress({"stage": "export"})
+            logging.getLogger("tokendial.tracking").warning("the server is away")
+            raise RuntimeError("it ended")
+
+    with pytest.raises(RuntimeError):
+        work()
+    lines = (tmp_path / "logs" / "driver.log").read_text().splitlines()
+    assert [line.split(": ", 1)[1] for line in lines] == [
+        "all 0/3 loss 1.000", "export", "the server is away", "RuntimeError: it ended"
+    ]  # fmt: skip
+    assert len(seen) == 4
+    assert logging.getLogger("tokendial").handlers == []
+
+
+def test_runs_of_a_job_lie_outside_rays_copy_of_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.delenv("TOKENDIAL_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    assert runs.home() == tmp_path / "user" / "runs"
