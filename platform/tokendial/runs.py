@@ -117,6 +117,11 @@ class Run:
         found = _holder(path)
         return found if found and _alive(found, path) else None
 
+    def held(self) -> bool:
+        """Whether a living process works on the run now."""
+        path = self.folder / "lease.json"
+        return path.exists() and _alive(_holder(path), path)
+
     @contextmanager
     def lease(self) -> Iterator[None]:
         """Hold the run for this process; a second holder is refused while the first is alive."""

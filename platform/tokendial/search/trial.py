@@ -24,6 +24,7 @@ from tokendial.search.trials import Outcome
 from tokendial.tracking.journal import read_metrics
 
 POLL_S = 0.25
+GRACE_S = 60.0
 _QUALITY = "validation/quality/k"
 
 
@@ -57,6 +58,7 @@ def run_trial(order: TrialOrder, watch: Watch) -> Outcome:
     config = from_document(order.config)
     try:
         tower = _tower(order, watch)
+        _wait_for(order.run, watch)
         result = train(
             config, name=order.run, new=False, source=tower, progress=watch.progress, twin_of=order.search,
             stop=watch.stop,
@@ -118,10 +120,19 @@ def _tower(order: TrialOrder, watch: Watch) -> str | None:
 
     with _alone(runs.home() / order.search / f"{order.tower_run}.lock", watch):
         config = from_document(order.tower_config)
+        _wait_for(order.tower_run, watch)
         train(
             config, name=order.tower_run, new=False, source=None, progress=show, twin_of=order.search, stop=watch.stop
         )  # fmt: skip
     return order.tower_run
+
+
+def _wait_for(run: str, watch: Watch) -> None:
+    """Let the process of a killed driver, which may outlive it by moments, let go of the run."""
+    deadline = time.monotonic() + GRACE_S
+    while runs.Run(runs.home() / run).held() and time.monotonic() < deadline:
+        if watch.stop.wait(POLL_S):
+            raise Terminated
 
 
 @contextmanager
