@@ -2,15 +2,17 @@
 
 import struct
 import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from io import BytesIO
+from math import isqrt
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tokendial_workloads.images import decode_image, open_image
+from tokendial_workloads.images import SMALL_MEMORY, decode_image, open_image, peak_bytes
 
 RAMP = Image.fromarray((np.add.outer(np.arange(12) * 9, np.arange(20) * 5)).astype(np.uint8))
 
@@ -76,6 +78,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "WebP cut in its pixels": (lambda: encode(RAMP.convert("RGB"), "WEBP")[:-30], "damaged"),
     "PNG bomb": (lambda: png_header(60_000, 60_000), "too large|pixels are allowed"),
     "PNG above the pixel cap": (lambda: png_header(8_000, 8_000), "pixels are allowed"),
+    "PNG of few bytes and many pixels": (
+        lambda: encode(Image.new("RGB", (4200, 4200)), "PNG"),
+        "4200 pixels in 5.* bytes; one so large has at least 0.02 bytes a pixel",
+    ),
     "PNG like a thread": (lambda: png_header(4_000, 2), "sides may differ"),
 }
 
@@ -148,3 +154,42 @@ def test_a_file_that_is_refused_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_too_heavy_is_refused() -> None:
     with pytest.raises(ValueError, match="at most 50 are allowed"):
         decode_image(encode(RAMP, "PNG"), max_bytes=50)
+
+
+MEMORY = """
+import io, sys
+from pathlib import Path
+from PIL import Image
+from tokendial_workloads.images import decode_image
+
+def peak_mib():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+kind, mode = sys.argv[1:]
+file = io.BytesIO()
+Image.new(mode, (16, 16)).save(file, kind)
+decode_image(file.getvalue())
+content = Path(sys.stdin.buffer.read().decode()).read_bytes()
+before = peak_mib()
+decode_image(content)
+print(peak_mib() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.parametrize(
+    "kind_and_mode",
+    ["PNG RGB", "PNG RGBA", "PNG I;16", "PNG P", "PNG 1", "WEBP RGBA", "WEBP RGB", "GIF P", "JPEG CMYK"],
+)
+def test_the_most_that_few_bytes_can_become_is_bounded(kind_and_mode: str, tmp_path: Path) -> None:
+    """One colour all over, as many pixels as a file of some kilobytes may hold."""
+    kind, mode = kind_and_mode.split()
+    small = Image.open(BytesIO(encode(Image.new(mode, (16, 16)), kind)))
+    side = isqrt(SMALL_MEMORY // peak_bytes(small))
+    path = tmp_path / "image"
+    path.write_bytes(encode(Image.new(mode, (side, side)), kind))
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, kind, mode], input=str(path).encode(), capture_output=True, check=True
+    )
+    assert float(done.stdout) < 64, kind_and_mode

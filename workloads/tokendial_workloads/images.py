@@ -17,6 +17,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_BYTES = 32 * 2**20
 MAX_PIXELS = 32 * 2**20
 MAX_ASPECT = 64.0
+# What needs more memory than this must be a file of some bytes a pixel: a photograph has ten times as many.
+SMALL_MEMORY = 56 * 2**20
+LEAST_BYTES_PER_PIXEL = 0.02
+# Bytes that decoding takes for each pixel at its peak, copies included; by mode, others are taken for 12.
+_PEAK_BYTES = {"1": 5, "L": 5, "RGB": 4, "CMYK": 8, "P": 10}
 
 
 def open_image(path: str | Path, **limits: float) -> Image.Image:
@@ -42,9 +47,11 @@ def decode_image(
         warnings.simplefilter("ignore")
         image = _header(content)
         _check_size(image, max_pixels, max_aspect)
+        _check_weight(image, len(content))
         try:
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
         except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
             raise ValueError(f"the {image.format} image is damaged or truncated: {error}") from error
 
@@ -68,12 +75,29 @@ def _check_size(image: Image.Image, max_pixels: float, max_aspect: float) -> Non
         raise ValueError(f"the image is {width} × {height} pixels; sides may differ at most {max_aspect:g}-fold")
 
 
+def peak_bytes(image: Image.Image) -> int:
+    """Bytes a pixel that decoding an image of this format and mode takes at its peak."""
+    return 16 if image.format == "WEBP" else _PEAK_BYTES.get(image.mode, 12)
+
+
+def _check_weight(image: Image.Image, num_bytes: int) -> None:
+    pixels = image.width * image.height
+    if pixels * peak_bytes(image) > SMALL_MEMORY and num_bytes < LEAST_BYTES_PER_PIXEL * pixels:
+        raise ValueError(
+            f"the image is {image.width} × {image.height} pixels in {num_bytes} bytes; one so large has at least "
+            f"{LEAST_BYTES_PER_PIXEL} bytes a pixel"
+        )
+
+
 def _rgb(image: Image.Image) -> Image.Image:
+    """As few copies as can be: strangers choose how large the image is."""
     if image.mode.startswith("I"):
         # convert("L") would clip 16-bit grey at 255
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image)
+        return Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        layered = image.convert("RGBA")
-        ground = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(ground, layered).convert("RGB")
-    return image.convert("RGB")
+        layered = image if image.mode == "RGBA" else image.convert("RGBA")
+        ground = Image.new("RGB", layered.size, "white")
+        ground.paste(layered, mask=layered.getchannel("A"))
+        return ground
+    return image if image.mode == "RGB" else image.convert("RGB")
