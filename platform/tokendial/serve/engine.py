@@ -41,13 +41,18 @@ _ASSUMED_NEW_TOKENS = 8  # of the whole answer that a ladder's latency is told f
 
 @dataclass(frozen=True)
 class EngineLoad:
-    """A look at one replica. `cap` is the count that consenting requests are held to, None at level 0."""
+    """A look at one replica. `cap` is the count that consenting requests are held to, None at level 0.
+
+    A share `lift` of them is served one level up; `barred` counts are not bent to because their answers disagreed.
+    """
 
     queued: int
     running: int
     wanted_tokens: int
     level: int
     cap: int | None
+    lift: float
+    barred: tuple[int, ...]
     retry_after_s: float
     cost_scale: float
     agreement: Mapping[int, float]
@@ -156,6 +161,8 @@ class Engine:
                 wanted_tokens=batcher.wanted_tokens,
                 level=level,
                 cap=batcher.governor.cap(level),
+                lift=batcher.governor.lift,
+                barred=tuple(sorted(self._loop.agreement.barred(time.monotonic()))),
                 retry_after_s=batcher.retry_after_s(),
                 cost_scale=batcher.governor.scale,
                 agreement=self._loop.agreement.shares(),

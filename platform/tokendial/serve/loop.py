@@ -73,8 +73,10 @@ class Loop:
             self.batcher.withdraw(number)
 
     def submit(self, job: Job) -> None:
-        """Queue a job in its place."""
+        """Queue a job in its place; WorkFailed where the thread has ended meanwhile."""
         with self.lock:
+            if self._closing:
+                raise WorkFailed("the engine is closed")
             self.batcher.join(job.ticket)
             self.counters.accepted += 1
             self._jobs[job.ticket.id] = job
@@ -110,16 +112,19 @@ class Loop:
 
     def _turn_until_closed(self) -> None:
         torch.set_num_threads(self._threads)
-        while self._wait_for_work():
-            calls, start = self._prepare_turn()
-            for function in calls:
-                function()
-            self._turn(start)
+        try:
+            while self._wait_for_work():
+                calls, start = self._prepare_turn()
+                for function in calls:
+                    function()
+                self._turn(start)
+                self._flush()
+        finally:
+            # Also where a fault of our own ends the thread: nobody may wait for ever.
+            with self.lock:
+                self._closing = True
+                self._out += [(job, WorkFailed("the engine was closed")) for job in self._jobs.values()]
             self._flush()
-        with self.lock:
-            left = list(self._jobs.values())
-        self._out += [(job, WorkFailed("the engine was closed")) for job in left]
-        self._flush()
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False where the thread is to end."""
