@@ -44,6 +44,15 @@ class Standing:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Median milliseconds, by count, of the whole answers to one image, alone on a device; `batch` answers at once."""
+
+    ms: Mapping[int, float]
+    batch: int
+    device: str
+
+
+@dataclass(frozen=True)
 class Promotion:
     """What a promotion did, or with `dry_run` would do. `version` is None where nothing was registered."""
 
@@ -55,8 +64,7 @@ class Promotion:
     autc: float
     champion: Standing | None
     better: bool
-    latency_ms: Mapping[int, float]
-    device: str
+    latency: Latency
     version: int | None
     before: int | None
 
@@ -86,17 +94,19 @@ def promote(
     assert test.autc is not None, "a test result has a curve"
     champion = standing(uri, name)
     digest = _data_digest(run)
-    better = _is_better(uri, name, test, digest, champion, force)
+    better = _is_better(uri, name, test, digest, champion, force or dry_run)
     progress({"stage": "measuring latency"})
-    latency_ms, device = latency(run.model, config, sorted(test.curve))
+    measured = latency(run.model, config, sorted(test.curve))
     version, before = None, champion.version if champion else None
     if not dry_run:
         progress({"stage": "registering"})
-        folder = _sealed(run, test, latency_ms, device, digest)
-        version = _registered(uri, name, folder, run, test, search, digest, better)
+        version = _registered_before(uri, name, run)
+        if version is None:
+            version = _register(uri, name, _sealed(run, test, measured, digest), run, test, search, digest)
+        _make_champion(uri, name, version, champion, test, better)
     return Promotion(
         model=name, run=run.name, search=search, metric=test.metric, curve=test.curve, autc=test.autc,
-        champion=champion, better=better, latency_ms=latency_ms, device=device, version=version, before=before,
+        champion=champion, better=better, latency=measured, version=version, before=before,
     )  # fmt: skip
 
 
@@ -136,8 +146,8 @@ def standing(uri: str, name: str) -> Standing | None:
     return Standing(found.version, found.tags.get("run", ""), curve, autc(dict(curve)) if curve else 0.0)
 
 
-def latency(folder: Path, config: RunConfig[Any], counts: list[int]) -> tuple[dict[int, float], str]:
-    """Median milliseconds of one whole answer to one image at each count, alone on this device; and its name."""
+def latency(folder: Path, config: RunConfig[Any], counts: list[int]) -> Latency:
+    """Measure a model folder on this device."""
     import torch
 
     from tokendial.bench.records import machine
@@ -150,17 +160,21 @@ def latency(folder: Path, config: RunConfig[Any], counts: list[int]) -> tuple[di
     network = task.load(str(folder)).to(device, dtype).eval()
     batch = move(data.collate(examples_of(data, config, "validation", 1)), device, dtype)
     measured: dict[int, float] = {}
+    answers = 0
     with torch.inference_mode():
         for count in counts:
             times = []
             for _ in range(WARM_UP + REPEATS):
                 began = time.perf_counter()
-                task.grade(network, task.encode(network, batch), batch, count, config.evaluation.max_new_tokens)
+                graded = task.grade(
+                    network, task.encode(network, batch), batch, count, config.evaluation.max_new_tokens
+                )
+                answers = len(graded)
                 if cuda:
                     torch.cuda.synchronize()
                 times.append(1e3 * (time.perf_counter() - began))
             measured[count] = round(statistics.median(times[WARM_UP:]), 3)
-    return measured, torch.cuda.get_device_name() if cuda else machine()
+    return Latency(measured, answers, torch.cuda.get_device_name() if cuda else machine())
 
 
 def _chosen(reference: str, trial: int | None) -> tuple[Run, str | None]:
@@ -235,7 +249,7 @@ def _data_digest(run: Run) -> str:
     return found.get("test", "")
 
 
-def _sealed(run: Run, test: RunResult, latency_ms: Mapping[int, float], device: str, digest: str) -> Path:
+def _sealed(run: Run, test: RunResult, measured: Latency, digest: str) -> Path:
     """A copy of the exported folder with the ladder of its test curve and latency, and fresh digests."""
     folder = run.folder / "promoted"
     if folder.exists():
@@ -246,7 +260,7 @@ def _sealed(run: Run, test: RunResult, latency_ms: Mapping[int, float], device: 
     rows = [
         {
             "count": count, "quality": point.quality, "quality_ci": list(point.ci), "cost_flops": costs[count],
-            "latency_ms": latency_ms[count], "batch": 1, "device": device,
+            "latency_ms": measured.ms[count], "batch": measured.batch, "device": measured.device,
         }
         for count, point in sorted(test.curve.items())
     ]  # fmt: skip
@@ -258,12 +272,21 @@ def _sealed(run: Run, test: RunResult, latency_ms: Mapping[int, float], device: 
     return folder
 
 
-def _registered(
-    uri: str, name: str, folder: Path, run: Run, test: RunResult, search: str | None, digest: str, better: bool
-) -> int:
+def _registered_before(uri: str, name: str, run: Run) -> int | None:
+    """The version of this run with these weights, where it was registered before."""
     from tokendial.tracking import registry
 
-    by = identity.user_name()
+    if name not in registry.names(uri):
+        return None
+    weights = {tag: digest for tag, digest in registry.digest_tags(run.model).items() if tag.endswith(".safetensors")}
+    wanted = {"run": run.name, **weights}
+    found = [version for version in registry.versions(uri, name) if wanted.items() <= version.tags.items()]
+    return found[-1].version if found else None
+
+
+def _register(uri: str, name: str, folder: Path, run: Run, test: RunResult, search: str | None, digest: str) -> int:
+    from tokendial.tracking import registry
+
     tags = {
         "run": run.name,
         "search": search or "",
@@ -272,9 +295,14 @@ def _registered(
         "autc": f"{test.autc:.6f}",
         "curve": json.dumps({str(count): round(point.quality, 6) for count, point in sorted(test.curve.items())}),
         "commit": test.commit,
-        "by": by,
+        "by": identity.user_name(),
     }
-    version = registry.register(uri, name, folder, run.record.run_id, tags)
-    reason = f"promoted {run.name}: AUTC {test.autc:.4f} on test" + ("" if better else ", forced")
-    registry.move_alias(uri, name, version.version, by, reason)
-    return version.version
+    return registry.register(uri, name, folder, run.record.run_id, tags).version
+
+
+def _make_champion(uri: str, name: str, version: int, champion: Standing | None, test: RunResult, better: bool) -> None:
+    from tokendial.tracking import registry
+
+    if champion is None or champion.version != version:
+        reason = f"promoted {test.name}: AUTC {test.autc:.4f} on test" + ("" if better else ", forced")
+        registry.move_alias(uri, name, version, identity.user_name(), reason)

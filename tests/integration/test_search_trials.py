@@ -75,7 +75,9 @@ def _check_promotion(home: Path) -> None:
     first = say("promote", "it", "--trial", "0", "--json", home=home)
     assert first.code == 0, first.err
     assert (first.document["version"], first.document["before"]) == (1, None)
-    assert set(first.document["latency_ms"]) == {"4"}
+    assert set(first.document["latency"]["ms"]) == {"4"}
+    again = say("promote", "it", "--trial", "0", "--json", home=home)
+    assert (again.document["version"], again.document["before"]) == (1, 1), "the same model is one version"
     version = registry.resolve(uri, "digits")
     assert version.tags["run"] == "it.000"
     folder = registry.fetch(uri, version, home / "fetched")

@@ -196,13 +196,15 @@ def _print_promotion(promotion: Promotion) -> None:
     table = Table(*columns, box=None, pad_edge=False)
     for count, point in sorted(promotion.curve.items()):
         beside = f"{champion.curve[count]:.4f}" if champion and count in champion.curve else ""
-        table.add_row(str(count), f"{point.quality:.4f}", beside, f"{promotion.latency_ms[count]:.2f}")
+        table.add_row(str(count), f"{point.quality:.4f}", beside, f"{promotion.latency.ms[count]:.2f}")
     beside = f"{champion.autc:.4f}" if champion else ""
     table.add_row("AUTC", f"{promotion.autc:.4f}", beside, "")
     console.print(table)
-    console.print(f"latency: one answer, alone, on {promotion.device}", highlight=False, soft_wrap=True)
+    answers, device = promotion.latency.batch, promotion.latency.device
+    console.print(f"latency: {answers} answers to one image, alone, on {device}", highlight=False, soft_wrap=True)
     if promotion.version is None:
-        console.print("nothing was registered (--dry-run)")
+        refused = "" if promotion.better else "; it would be refused without --force"
+        console.print(f"nothing was registered (--dry-run){refused}")
         return
     before = f", before it version {promotion.before}" if promotion.before else ""
     console.print(f"champion of {promotion.model}: version {promotion.version}{before}", highlight=False)
