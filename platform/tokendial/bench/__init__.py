@@ -12,6 +12,7 @@ __all__ = ["PARTS", "run"]
 # Each part's module has a `main(arguments) -> exit status`; kernels keep their bench beside them.
 PARTS = {
     "train": "tokendial.bench.train",
+    "serve": "tokendial.bench.serve",
     "search": "tokendial.bench.search",
     "kernels": "tokendial_kernels.bench",
 }

@@ -62,6 +62,7 @@ class Row(BaseModel):
     def figure(self) -> str:
         """The value as it is quoted: 1.034×, 0.91, 160 ms, 23.4 s, 0.41 %."""
         digits = {"ratio": "{:.3f}×", "s": "{:.3g} s", "ms": "{:.3g} ms", "share": "{:.2%}", "MiB": "{:.0f} MiB"}
+        digits |= {"/s": "{:.4g}/s"}
         return digits[self.unit].format(self.value)
 
 

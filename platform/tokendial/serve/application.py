@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, ProxyLocation
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions, ProxyLocation
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -36,6 +36,15 @@ from tokendial.serve.source import Source
 
 ENDPOINT = "tokendial"
 QUIET = LoggingConfig(log_level="ERROR", enable_access_log=False)
+
+# Of a cluster that is started here; on another it is the operator's to set.
+CLUSTER_ENVIRONMENT = {
+    # Ray's default, 10 s, is long for a queue that fills in one.
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    # The model has a thread of its own, so nothing here stops an event loop: one loop a process saves two hops a call.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,8 @@ class Endpoint:
             name="endpoint",
             num_replicas=settings.processes,
             max_ongoing_requests=2 * settings.max_requests,
+            max_queued_requests=settings.max_requests,
+            backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1.0),
             ray_actor_options={"num_cpus": 0},
             health_check_period_s=5,
             user_config={
@@ -183,8 +194,8 @@ def connect() -> bool:
     if ray.is_initialized():
         return False
     address = os.environ.get("RAY_ADDRESS")
-    # Ray's default, 10 s, is long for a queue that fills in one.
-    os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "2")
+    for name, value in CLUSTER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     return not address
