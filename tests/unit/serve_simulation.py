@@ -1,7 +1,7 @@
 """A replica on a simulated clock: the engine's own batcher and governor, with steps that take what `Costs` say."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
@@ -79,10 +79,10 @@ def simulate(
     arrivals: Iterable[Served],
     chosen: Governor,
     num_slots: int = 32,
-    slowdown: float = 1.0,
+    slowdown: Callable[[float], float] = lambda now: 1.0,
     max_queue: int = 4096,
 ) -> Outcome:
-    """Serve until all is done; the machine is `slowdown` times slower than its calibration said."""
+    """Serve until all is done; at a time the machine is `slowdown(time)` times slower than its calibration said."""
     outcome = Outcome()
     batcher = Batcher(chosen, max_queue=max_queue)
     waiting = sorted(arrivals, key=lambda one: one.arrived)
@@ -102,9 +102,10 @@ def simulate(
 
     def take(took_s: float, predicted_s: float) -> None:
         nonlocal now
-        now += slowdown * took_s
+        took_s *= slowdown(now)
+        now += took_s
         admit(now)
-        chosen.corrected(predicted_s, slowdown * took_s)
+        chosen.corrected(predicted_s, took_s)
 
     while upcoming or batcher.num_waiting or running:
         if not batcher.num_waiting and not running:

@@ -176,17 +176,28 @@ def test_a_wrong_calibration_is_learned_from_what_steps_take(factor: float) -> N
 
 def test_a_machine_that_slows_down_bends_more() -> None:
     rate = 0.3 * RATIO * CAPACITY
-    slow = simulate(poisson(rate, 30, [BENDS], 0), governor(), slowdown=2.0)
+    slow = simulate(poisson(rate, 30, [BENDS], 0), governor(), slowdown=lambda now: 2.0)
     usual = simulate(poisson(rate, 30, [BENDS], 0), governor())
     assert slow.late_share(TARGET_S) < 0.01
     assert slow.mean_quality() < usual.mean_quality() - 0.02
+
+
+@pytest.mark.parametrize("period_s", [0.3, 1, 5])
+@pytest.mark.parametrize("load", [0.5, 1.0])
+def test_a_machine_that_is_four_times_slower_every_other_while_keeps_the_target(period_s: float, load: float) -> None:
+    """Others take its cores and give them back; `load` is of capacity × R at its mean speed."""
+    rate = load * RATIO * CAPACITY * 2 / 5
+    arrivals = poisson(rate, 60, [BENDS], 0)
+    outcome = simulate(arrivals, governor(), slowdown=lambda now: 4.0 if int(now / period_s) % 2 else 1.0)
+    assert outcome.late_share(TARGET_S) < 0.01
+    assert outcome.refused_share < (0.05 if load == 0.5 else 0.3)
 
 
 def test_a_target_that_no_answer_can_meet_does_not_turn_everybody_away() -> None:
     """An answer takes fifteen times the target and more at its smallest count; half of what can be served is asked for."""
     slow = scaled(100.0)
     rate = 0.5 * RATIO * CAPACITY / 100
-    outcome = simulate(poisson(rate, 2000, [BENDS], 0), governor(costs=slow, target_s=0.1), slowdown=100.0)
+    outcome = simulate(poisson(rate, 2000, [BENDS], 0), governor(costs=slow, target_s=0.1), slowdown=lambda now: 100.0)
     assert slow.alone_s((16,), NEW_TOKENS) > 0.1 * 15
     assert outcome.refused_share < 0.25
     assert outcome.largest_batch > 1
