@@ -194,7 +194,7 @@ def test_a_machine_that_is_four_times_slower_every_other_while_keeps_the_target(
 
 
 def test_a_target_that_no_answer_can_meet_does_not_turn_everybody_away() -> None:
-    """An answer takes fifteen times the target and more at its smallest count; half of what can be served is asked for."""
+    """An answer takes fifteen times the target at its smallest count; half of what can be served is asked for."""
     slow = scaled(100.0)
     rate = 0.5 * RATIO * CAPACITY / 100
     outcome = simulate(poisson(rate, 2000, [BENDS], 0), governor(costs=slow, target_s=0.1), slowdown=lambda now: 100.0)
