@@ -17,9 +17,12 @@ from tokendial.serve.engine import Engine
 from tokendial.serve.request import Ask, Chunk, Done, Sampling, ServeRequest, Turn
 from tokendial.serve.settings import EngineSettings
 from tokendial_workloads.digits.task import DigitsTask
+from tokendial_workloads.images import decode_image
+from tokendial_workloads.vlm.export import load, load_processor
 
 QUALITY = {1: 0.2, 4: 0.5, 16: 0.9, 36: 0.85, 144: 0.95}
 COUNTS = tuple(QUALITY)
+TEXTS = ("what is b3", "how many 7", "where is 4", "what is d1 what is a2", "odd")
 
 
 def export_model(folder: Path, seed: int = 0) -> Path:
@@ -75,6 +78,32 @@ def question(
         sampling=sampling or Sampling(new_tokens),
         **terms,
     )
+
+
+def offline_answers(folder: Path) -> Callable[[ServeRequest], str]:
+    """What `generate` of an exported folder answers to one request alone, its images all at one count."""
+    model: Any = load(folder)
+    processor = load_processor(folder)
+
+    def answer(request: ServeRequest) -> str:
+        told = [
+            {
+                "role": turn.role,
+                "content": [
+                    {"type": "image"} if isinstance(part, int) else {"type": "text", "text": part}
+                    for part in turn.parts
+                ],
+            }
+            for turn in request.turns
+        ]
+        prompt = processor.apply_chat_template(told, add_generation_prompt=True)
+        images = [decode_image(content) for content in request.images]
+        count = request.asks[0].count or max(COUNTS)
+        inputs = processor(images=images, text=prompt, visual_tokens=count, add_special_tokens=False)
+        ids = model.generate(**inputs, max_new_tokens=request.sampling.max_new_tokens, do_sample=False)
+        return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    return answer
 
 
 async def answered(engine: Engine, request: ServeRequest) -> tuple[str, Done]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from served_model import COUNTS, all_answers, answered, export_model, picture, question, run
+from served_model import COUNTS, TEXTS, all_answers, answered, export_model, offline_answers, picture, question, run
 from tokendial.experiments import ConfigError
-from tokendial.failures import WorkFailed
-from tokendial.serve.costs import Costs, Line
 from tokendial.serve.engine import Engine
 from tokendial.serve.request import Ask, BadRequest, Busy, Done, Sampling, ServeRequest, Turn
 from tokendial.serve.settings import EngineSettings
 from tokendial_workloads.images import decode_image
 from tokendial_workloads.vlm.export import load, load_processor
-
-TEXTS = ("what is b3", "how many 7", "where is 4", "what is d1 what is a2", "odd")
 
 
 @pytest.fixture(scope="module")
@@ -28,31 +25,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def offline(folder: Path) -> Any:
-    """What `generate` of the exported folder answers to one request alone."""
-    model: Any = load(folder)
-    processor = load_processor(folder)
-
-    def answer(request: ServeRequest) -> str:
-        told = [
-            {
-                "role": turn.role,
-                "content": [
-                    {"type": "image"} if isinstance(part, int) else {"type": "text", "text": part}
-                    for part in turn.parts
-                ],
-            }
-            for turn in request.turns
-        ]
-        prompt = processor.apply_chat_template(told, add_generation_prompt=True)
-        images = [decode_image(content) for content in request.images]
-        count = request.asks[0].count or max(COUNTS)
-        inputs = processor(images=images, text=prompt, visual_tokens=count, add_special_tokens=False)
-        new = request.sampling.max_new_tokens
-        ids = model.generate(**inputs, max_new_tokens=new, do_sample=False)
-        return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-    return answer
+def offline(folder: Path) -> Callable[[ServeRequest], str]:
+    return offline_answers(folder)
 
 
 def test_answers_equal_offline_generation_in_mixed_batches_at_several_counts(folder: Path, offline: Any) -> None:
@@ -297,105 +271,3 @@ def test_a_target_picks_the_largest_count_that_meets_it(folder: Path) -> None:
     hurried, patient = run(folder, use, governor="on")
     assert (hurried.visual_tokens, hurried.reason) == ((4,), "target")
     assert (patient.visual_tokens, patient.reason) == ((144,), "largest")
-
-
-async def crowd(engine: Engine, quick: int, size: int = 30) -> list[Done]:
-    """Consenting questions sent at once to an engine that believes counts above `quick` to be very slow."""
-    await engine.calibrate()
-    costs = {count: Line(0.0, 1e-4 if count <= quick else 1.0) for count in COUNTS}
-    believed = Costs(Line(0.0, 0.0), costs, dict.fromkeys(COUNTS, Line(0.0, 0.0)), batch=1)
-    engine._batcher.governor.recost(believed)
-    return [done for _, done in await all_answers(engine, [asked(number) for number in range(size)])]
-
-
-def asked(number: int, count: int | None = None) -> ServeRequest:
-    return question(TEXTS[number % 5], count, image=number, new_tokens=2, may_bend=True)
-
-
-@pytest.mark.parametrize("count", [1, 16])
-def test_bent_answers_are_written_again_at_full_count_when_idle(count: int, folder: Path, offline: Any) -> None:
-    """At 16 tokens this model mostly says what it says at 144, at 1 it does not."""
-
-    async def use(engine: Engine) -> None:
-        done = await crowd(engine, quick=count)
-        bent = [one for one in done if one.visual_tokens == (count,)]
-        assert len(bent) > 20
-        assert {one.reason for one in bent} == {"bent"}, "because of the load, not of a target"
-        assert {one.wanted_tokens for one in done} == {(144,)}
-        while engine.load_state().counters.replayed < 16:
-            await asyncio.sleep(0.01)
-        load = engine.load_state()
-        equal = [offline(asked(number)) == offline(asked(number, count)) for number in range(30)]
-        assert round(sum(equal) / 30) == (count == 16)
-        assert load.agreement[count] == pytest.approx(sum(equal) / 30, abs=0.25)
-        assert load.counters.bent == sum(one.visual_tokens != (144,) for one in done)
-        assert load.counters.finished == 30
-        assert (load.running, load.wanted_tokens) == (0, 0)
-
-    run(folder, use, governor="on", replay_share=1.0, target_ms=60000)
-
-
-def test_the_shadow_answers_at_full_count_and_counts_what_it_would_have_bent(folder: Path) -> None:
-    async def use(engine: Engine) -> None:
-        done = await crowd(engine, quick=1)
-        shadowed = [one for one in done if one.reason == "shadow"]
-        assert {one.visual_tokens for one in done} == {(144,)}
-        assert len(shadowed) > 20
-        counters = engine.load_state().counters
-        assert (counters.bent, counters.shadow_bent) == (0, len(shadowed))
-        assert counters.images == {144: 30}
-
-    run(folder, use, governor="shadow", target_ms=60000)
-
-
-def test_a_model_that_fails_ends_its_requests_and_goes_on(folder: Path) -> None:
-    async def use(engine: Engine) -> None:
-        serving: Any = engine._serving
-        whole, calls = serving.decode, []
-
-        def failing(ids: list[int]) -> torch.Tensor:
-            calls.append(len(ids))
-            if len(calls) == 3:
-                raise RuntimeError("out of memory")
-            return whole(ids)
-
-        serving.decode = failing
-        sent = [answered(engine, question(image=number)) for number in range(4)]
-        found = await asyncio.gather(*sent, return_exceptions=True)
-        assert all(isinstance(one, WorkFailed) for one in found)
-        assert "out of memory" in str(found[0])
-        text, _ = await answered(engine, question())
-        assert text
-        load = engine.load_state()
-        assert (load.alive, load.running, load.counters.failed, load.counters.finished) == (True, 0, 4, 1)
-
-    run(folder, use)
-
-
-def test_a_count_whose_answers_disagree_is_bent_to_no_longer(folder: Path) -> None:
-    async def use(engine: Engine) -> None:
-        while not engine.load_state().barred:
-            await crowd(engine, quick=1)
-            replayed = engine.load_state().counters.replayed
-            while engine.load_state().counters.replayed == replayed:
-                await asyncio.sleep(0.01)
-        assert engine.load_state().barred == (1,)
-        done = await crowd(engine, quick=1)
-        assert min(one.visual_tokens for one in done) == (4,)
-
-    run(folder, use, governor="on", replay_share=1.0, target_ms=60000, min_agreement=0.9)
-
-
-def test_a_closed_engine_fails_what_is_unfinished_and_refuses_more(folder: Path) -> None:
-    async def use(engine: Engine) -> None:
-        unfinished = asyncio.create_task(answered(engine, question(new_tokens=1000)))
-        while not engine.load_state().running:
-            await asyncio.sleep(0.001)
-        await engine.close()
-        with pytest.raises(WorkFailed, match="closed"):
-            await unfinished
-        with pytest.raises(WorkFailed, match="closed"):
-            await answered(engine, question())
-        assert not engine.load_state().alive
-
-    run(folder, use)

@@ -1,0 +1,126 @@
+"""The engine when much is asked of it: bending, shadow, replays, a model that fails, and its end."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from served_model import COUNTS, TEXTS, all_answers, answered, export_model, offline_answers, question, run
+from tokendial.failures import WorkFailed
+from tokendial.serve.costs import Costs, Line
+from tokendial.serve.engine import Engine
+from tokendial.serve.request import Done, ServeRequest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_model(tmp_path_factory.mktemp("served") / "model")
+
+
+@pytest.fixture(scope="module")
+def offline(folder: Path) -> Callable[[ServeRequest], str]:
+    return offline_answers(folder)
+
+
+async def crowd(engine: Engine, quick: int, size: int = 30) -> list[Done]:
+    """Consenting questions sent at once to an engine that believes counts above `quick` to be very slow."""
+    await engine.calibrate()
+    costs = {count: Line(0.0, 1e-4 if count <= quick else 1.0) for count in COUNTS}
+    believed = Costs(Line(0.0, 0.0), costs, dict.fromkeys(COUNTS, Line(0.0, 0.0)), batch=1)
+    engine._batcher.governor.recost(believed)
+    return [done for _, done in await all_answers(engine, [asked(number) for number in range(size)])]
+
+
+def asked(number: int, count: int | None = None) -> ServeRequest:
+    return question(TEXTS[number % 5], count, image=number, new_tokens=2, may_bend=True)
+
+
+@pytest.mark.parametrize("count", [1, 16])
+def test_bent_answers_are_written_again_at_full_count_when_idle(count: int, folder: Path, offline: Any) -> None:
+    """At 16 tokens this model mostly says what it says at 144, at 1 it does not."""
+
+    async def use(engine: Engine) -> None:
+        done = await crowd(engine, quick=count)
+        bent = [one for one in done if one.visual_tokens == (count,)]
+        assert len(bent) > 20
+        assert {one.reason for one in bent} == {"bent"}, "because of the load, not of a target"
+        assert {one.wanted_tokens for one in done} == {(144,)}
+        while engine.load_state().counters.replayed < 16:
+            await asyncio.sleep(0.01)
+        load = engine.load_state()
+        equal = [offline(asked(number)) == offline(asked(number, count)) for number in range(30)]
+        assert round(sum(equal) / 30) == (count == 16)
+        assert load.agreement[count] == pytest.approx(sum(equal) / 30, abs=0.25)
+        assert load.counters.bent == sum(one.visual_tokens != (144,) for one in done)
+        assert load.counters.finished == 30
+        assert (load.running, load.wanted_tokens) == (0, 0)
+
+    run(folder, use, governor="on", replay_share=1.0, target_ms=60000)
+
+
+def test_the_shadow_answers_at_full_count_and_counts_what_it_would_have_bent(folder: Path) -> None:
+    async def use(engine: Engine) -> None:
+        done = await crowd(engine, quick=1)
+        shadowed = [one for one in done if one.reason == "shadow"]
+        assert {one.visual_tokens for one in done} == {(144,)}
+        assert len(shadowed) > 20
+        counters = engine.load_state().counters
+        assert (counters.bent, counters.shadow_bent) == (0, len(shadowed))
+        assert counters.images == {144: 30}
+
+    run(folder, use, governor="shadow", target_ms=60000)
+
+
+def test_a_model_that_fails_ends_its_requests_and_goes_on(folder: Path) -> None:
+    async def use(engine: Engine) -> None:
+        serving: Any = engine._serving
+        whole, calls = serving.decode, []
+
+        def failing(ids: list[int]) -> torch.Tensor:
+            calls.append(len(ids))
+            if len(calls) == 3:
+                raise RuntimeError("out of memory")
+            return whole(ids)
+
+        serving.decode = failing
+        sent = [answered(engine, question(image=number)) for number in range(4)]
+        found = await asyncio.gather(*sent, return_exceptions=True)
+        assert all(isinstance(one, WorkFailed) for one in found)
+        assert "out of memory" in str(found[0])
+        text, _ = await answered(engine, question())
+        assert text
+        load = engine.load_state()
+        assert (load.alive, load.running, load.counters.failed, load.counters.finished) == (True, 0, 4, 1)
+
+    run(folder, use)
+
+
+def test_a_count_whose_answers_disagree_is_bent_to_no_longer(folder: Path) -> None:
+    async def use(engine: Engine) -> None:
+        while not engine.load_state().barred:
+            await crowd(engine, quick=1)
+            replayed = engine.load_state().counters.replayed
+            while engine.load_state().counters.replayed == replayed:
+                await asyncio.sleep(0.01)
+        assert engine.load_state().barred == (1,)
+        done = await crowd(engine, quick=1)
+        assert min(one.visual_tokens for one in done) == (4,)
+
+    run(folder, use, governor="on", replay_share=1.0, target_ms=60000, min_agreement=0.9)
+
+
+def test_a_closed_engine_fails_what_is_unfinished_and_refuses_more(folder: Path) -> None:
+    async def use(engine: Engine) -> None:
+        unfinished = asyncio.create_task(answered(engine, question(new_tokens=1000)))
+        while not engine.load_state().running:
+            await asyncio.sleep(0.001)
+        await engine.close()
+        with pytest.raises(WorkFailed, match="closed"):
+            await unfinished
+        with pytest.raises(WorkFailed, match="closed"):
+            await answered(engine, question())
+        assert not engine.load_state().alive
+
+    run(folder, use)
