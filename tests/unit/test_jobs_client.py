@@ -1,0 +1,41 @@
+"""The client as a laptop has it: torch, ray, transformers and MLflow's server cannot be imported."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import importlib.abc, sys
+HEAVY = {"torch", "ray", "transformers", "mlflow", "deepspeed", "triton", "datasets", "peft", "sklearn", "pandas"}
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HEAVY:
+            raise ImportError(f"{name} is heavy and must not be imported here")
+sys.meta_path.insert(0, Blocker())
+from tokendial.jobs import evaluation_order, search_order, serving_order, training_order
+from tokendial.jobs.package import code
+from tokendial.resolve import resolve
+for name in ("digits.tiny", "captions.tiny", "vlm.paper"):
+    training_order(resolve(name, machine_cpus=None))
+search_order("digits", ["seed=0,1"], {}, None, None)
+evaluation_order("run", {}), serving_order("model", (), {})
+print(len(code()))
+"""
+AWAY = "from tokendial.cli import main; import sys; sys.argv = ['tokendial', *{arguments}]; main()"
+
+
+def test_orders_are_made_and_packed_without_heavy_packages() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2_000_000
+
+
+def test_a_cluster_that_is_not_there_is_said_in_one_sentence() -> None:
+    for arguments in (["status", "--on", "http://127.0.0.1:1"], ["train", "digits.tiny", "--on", "http://127.0.0.1:1"]):
+        program = AWAY.format(arguments=arguments)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == 1, done
+        assert (
+            done.stderr.strip()
+            .splitlines()[-1]
+            .startswith("tokendial: the cluster at http://127.0.0.1:1 does not answer: ")
+        )
