@@ -17,7 +17,7 @@ OWNERS = {
     "deepspeed": ("tokendial.train", "tokendial.environment", "tokendial.bench"),
     "mlflow": ("tokendial.tracking",),
     "optuna": ("tokendial.search",),
-    "ray.serve": ("tokendial.serve",),
+    "ray.serve": ("tokendial.serve", "tokendial.bench"),
     "ray.train": ("tokendial.train", "tokendial.search", "tokendial.bench"),
     "ray.tune": ("tokendial.search",),
     "ray.util.metrics": ("tokendial.gauges",),

@@ -32,6 +32,10 @@ LIGHT = (
     "tokendial.runs",
     "tokendial.schedule",
     "tokendial.schedule.stats",
+    "tokendial.serve.autoscaling",
+    "tokendial.serve.keys",
+    "tokendial.serve.options",
+    "tokendial.serve.schema",
 )
 
 
