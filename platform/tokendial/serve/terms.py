@@ -48,7 +48,10 @@ def _asked(ask: Ask, ladder: Ladder) -> int:
 
 
 def _open(ask: Ask, asked: int, floor: float, ladder: Ladder) -> list[int]:
-    """Counts an image may get for its own target, falling; the first is its full count. BadRequest where none is."""
+    """Counts an image may get for its own target, falling; the first is its full count. BadRequest where none is.
+
+    Below what was asked only efficient counts are tried: of others a smaller one is as good.
+    """
     quality = ladder.quality(asked)
     if ask.count is not None:
         if quality is not None and quality < floor:
@@ -56,15 +59,15 @@ def _open(ask: Ask, asked: int, floor: float, ladder: Ladder) -> list[int]:
                 "slo.min_quality", f"min_quality {floor} is above the {quality:.3f} of {asked} visual tokens"
             )
         return [asked]
-    enough = sorted((count for count, rung in ladder.rungs.items() if rung.quality >= floor), reverse=True)
-    allowed = [count for count in enough if count <= asked]
-    if not allowed and (floor > 0 or quality is not None):
+    tried = [asked, *(count for count in ladder.efficient() if count < asked)]
+    allowed = [count for count in tried if (ladder.quality(count) or 0.0) >= floor]
+    if not allowed:
         best = max(rung.quality for rung in ladder.rungs.values())
         raise BadRequest(
             "slo.min_quality",
             f"min_quality {floor} is not reached up to {asked} visual tokens; the model's best is {best:.3f}",
         )
-    return allowed or [asked]
+    return allowed
 
 
 def _in_time(
