@@ -16,6 +16,7 @@ from serve_simulation import (
     RATIO,
     STAYS,
     Outcome,
+    Served,
     governor,
     poisson,
     scaled,
@@ -182,6 +183,26 @@ def test_a_machine_that_slows_down_bends_more() -> None:
     assert slow.mean_quality() < usual.mean_quality() - 0.02
 
 
+@pytest.mark.parametrize("slowness", [1.0, 10.0])
+def test_one_caller_after_another_is_never_bent_however_busy_he_keeps_the_replica(slowness: float) -> None:
+    """Each request comes right after the last answer: nobody waits, though the replica has no time left."""
+    costs = scaled(slowness)
+    each_s = costs.alone_s((256,), NEW_TOKENS)
+    assert each_s * 1.01 < TARGET_S
+    arrivals = [Served(1.01 * each_s * number, BENDS) for number in range(200)]
+    outcome = simulate(arrivals, governor(costs=costs), slowdown=lambda now: slowness)
+    assert {one.choice.counts for one in outcome.accepted if one.choice} == {(256,)}
+    assert outcome.refused_share == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_after_a_crowd_one_caller_is_at_full_count_within_two_seconds(seed: int) -> None:
+    each_s = COSTS.alone_s((256,), NEW_TOKENS)
+    crowd = poisson(0.8 * RATIO * CAPACITY, 10, [BENDS], seed)
+    caller = [Served(11 + 1.01 * each_s * number, BENDS) for number in range(200)]
+    assert full_again_after(simulate(crowd + caller, governor()), 10) < 2
+
+
 @pytest.mark.parametrize("period_s", [0.3, 1, 5])
 @pytest.mark.parametrize("load", [0.5, 1.0])
 def test_a_machine_that_is_four_times_slower_every_other_while_keeps_the_target(period_s: float, load: float) -> None:
@@ -199,7 +220,7 @@ def test_a_target_that_no_answer_can_meet_does_not_turn_everybody_away() -> None
     rate = 0.5 * RATIO * CAPACITY / 100
     outcome = simulate(poisson(rate, 2000, [BENDS], 0), governor(costs=slow, target_s=0.1), slowdown=lambda now: 100.0)
     assert slow.alone_s((16,), NEW_TOKENS) > 0.1 * 15
-    assert outcome.refused_share < 0.25
+    assert outcome.refused_share < 0.5
     assert outcome.largest_batch > 1
 
 

@@ -118,7 +118,7 @@ class Batcher:
             raise Full(f"{self._max_queue} requests are waiting", self.retry_after_s())
         expected = min(self.new_tokens, max_new_tokens)
         work_s = self.governor.work_s(terms, expected)
-        self.governor.arrived(now, work_s)
+        self.governor.arrived(now, work_s, met=self.ahead_s()[0] > 0)
         if not self.governor.admits(terms, self.ahead_s(), expected):
             raise Full("the work ahead leaves no time to answer within the target", self.retry_after_s())
         self._reserved[ticket_id] = _Reserved(terms, work_s)
@@ -151,8 +151,11 @@ class Batcher:
         return late
 
     def update(self, now: float) -> int:
-        """Let the governor look; the level from here on."""
-        return self.governor.update(now, self.ahead_s())
+        """Let the governor look at what the last in line waits for; the level from here on."""
+        if not self._waiting:
+            return self.governor.update(now, [0.0] * self.governor.num_levels)
+        own_s = next(reversed(self._waiting.values())).work_s
+        return self.governor.update(now, [total - own for total, own in zip(self.ahead_s(), own_s, strict=True)])
 
     def start(self, now: float, free: int, of: int) -> Start | None:
         """The next tickets to read, at most `free` of the `of` slots; None where none should start now."""

@@ -25,6 +25,7 @@ _HOLD_S = 0.5
 _WINDOW_S = 1.0
 _ADMIT = 0.65
 _LEAST_ALONE = 3.0
+_CROWD = 0.1
 _FASTEST, _SLOWEST, _SLOWER_S = 0.25, 8.0, 0.25
 _GOLDEN = 0.6180339887498949
 
@@ -48,6 +49,13 @@ class Choice:
     counts: tuple[int, ...]
     reason: Reason
     bent_to: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    at: float
+    work_s: tuple[float, ...]
+    met: bool
 
 
 class Governor:
@@ -76,8 +84,9 @@ class Governor:
         self._floor = floor_quality
         self._steps = tuple(count for count in efficient if count < max(quality))
         self._barred: frozenset[int] = frozenset()
-        self._arrivals: deque[tuple[float, tuple[float, ...]]] = deque()
+        self._arrivals: deque[_Arrival] = deque()
         self._demand = [0.0] * self.num_levels
+        self._met = 0
         self._fits_since: float | None = None
         self._looked = -inf
 
@@ -139,16 +148,17 @@ class Governor:
     def _shared(self, counts: tuple[int, ...]) -> tuple[float, float]:
         return self.costs.share_s(counts, 1), self.costs.token_s(counts)
 
-    def arrived(self, now: float, work_s: Sequence[float]) -> None:
-        """Note work that was asked for, refused or not."""
+    def arrived(self, now: float, work_s: Sequence[float], met: bool) -> None:
+        """Note work that was asked for, refused or not, and whether it met others' work."""
         if self.mode == "off":
             return
-        self._arrivals.append((now, tuple(work_s)))
+        self._arrivals.append(_Arrival(now, tuple(work_s), met))
+        self._met += met
         for level, seconds in enumerate(work_s):
             self._demand[level] += seconds
 
     def update(self, now: float, ahead_s: Sequence[float]) -> int:
-        """The level from here on, given the calibrated seconds of work ahead at each level."""
+        """The level from here on, given the calibrated seconds that the last in line waits for, at each level."""
         if self.mode == "off":
             return 0
         self._forget(now)
@@ -174,6 +184,8 @@ class Governor:
         """The share of arrivals that a level up leaves the replica some time for; 0 where work waits."""
         if not self.level or ahead_s[self.level] * self.scale > _BUDGET_UP * self.target_s:
             return 0.0
+        if not self._crowded:
+            return 1.0
         above, here = (self._demand[level] * self.scale for level in (self.level - 1, self.level))
         return min(1.0, max(0.0, _DEMAND_UP * _WINDOW_S - here) / (above - here)) if above > here else 0.0
 
@@ -181,13 +193,21 @@ class Governor:
         """The first level whose work fits; the last one where none does."""
         for level, seconds in enumerate(ahead_s):
             in_time = seconds * self.scale <= budget * self.target_s
-            if in_time and self._demand[level] * self.scale <= demand * _WINDOW_S:
+            if in_time and (self._demand[level] * self.scale <= demand * _WINDOW_S or not self._crowded):
                 return level
         return self.num_levels - 1
 
+    @property
+    def _crowded(self) -> bool:
+        """Whether arrivals meet. Where they do not, each waits for the last one's answer, as one caller's do one after
+        another: however much of the replica's time they take, nobody waits for anybody."""
+        return self._met >= _CROWD * len(self._arrivals)
+
     def _forget(self, now: float) -> None:
-        while self._arrivals and self._arrivals[0][0] < now - _WINDOW_S:
-            for level, seconds in enumerate(self._arrivals.popleft()[1]):
+        while self._arrivals and self._arrivals[0].at < now - _WINDOW_S:
+            gone = self._arrivals.popleft()
+            self._met -= gone.met
+            for level, seconds in enumerate(gone.work_s):
                 self._demand[level] -= seconds
         if not self._arrivals:
             self._demand = [0.0] * self.num_levels
