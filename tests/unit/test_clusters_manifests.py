@@ -240,14 +240,17 @@ def test_copied_files_exist_and_are_let_into_the_build() -> None:
 
 
 def test_the_services_configuration_is_what_serve_and_the_endpoint_take() -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve.schema import ServeDeploySchema
+    from tokendial.serve import declared
     from tokendial.serve.options import serve_settings
 
     config = ServeDeploySchema.model_validate(yaml.safe_load(RAY["kuberay/service.yaml"]["spec"]["serveConfigV2"]))
     application = config.applications[0]
     module, _, name = application.import_path.partition(":")
-    source = (ROOT / "platform" / Path(*module.split("."))).with_suffix(".py").read_text()
-    assert f"def {name}(" in source
+    assert module == declared.__name__
+    built = call_user_app_builder_with_args_if_necessary(getattr(declared, name), application.args)
+    assert built._bound_deployment.init_args == (declared.Declared.model_validate(application.args),)
     settings = serve_settings(application.args["settings"])
     assert settings.replicas.most > settings.replicas.least > 1
     ingress = DOCUMENTS["kuberay/ingress.yaml"]["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]

@@ -7,8 +7,7 @@ The application is healthy once its model has proved itself, and then follows th
 Where the endpoint listens is Serve's `http_options`; a key is always asked for.
 """
 
-from __future__ import annotations
-
+# No postponed annotations here: Serve reads the type of `build`'s argument to make it from the configuration.
 import asyncio
 import logging
 import threading
