@@ -88,6 +88,7 @@ def parsed(words: list[str]) -> tuple[dict[str, Any], str]:
         while isinstance(command, click.Group):
             with command.make_context(name, rest, parent=parent) as inner:
                 _, command, rest = command.resolve_command(inner, rest[:])
+        assert command is not None
         # Help ends a context at once where it is an eager option of Typer's own.
         rest = [word for word in rest if word != "--help"] if "--help" in rest else rest
         with command.make_context(name, rest, parent=parent, resilient_parsing=not rest) as found:

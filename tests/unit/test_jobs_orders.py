@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from tokendial import identity, runs
 from tokendial.experiments import ConfigError
+from tokendial.failures import WorkFailed
 from tokendial.jobs import Cluster, evaluation_order, search_order, serving_order, training_order
 from tokendial.jobs.cluster import checked_address, find_token
 from tokendial.jobs.order import check_places
@@ -191,3 +194,25 @@ def test_a_serving_order_gives_lists_and_flags_again() -> None:
     words = ("host=0.0.0.0", "--model", "tokendial-digits/3", "--allow-image-host", "a", "--allow-image-host", "b")
     assert order.arguments == ("serve", *words, "--keys", "--json")
     assert order.run == "serve.tokendial-digits-3"
+
+
+def test_a_redirect_does_not_take_the_token_elsewhere(no_token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            del format, args
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
+    with HTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(WorkFailed, match="answered GET /api/jobs/ with 302"):
+            Cluster(f"http://127.0.0.1:{server.server_port}").jobs()
+        server.shutdown()
+    assert seen == ["/api/jobs/"]

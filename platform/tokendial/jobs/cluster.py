@@ -29,7 +29,7 @@ class Unreachable(WorkFailed):
 class _NoRedirects(HTTPRedirectHandler):
     """A redirect would take the token to another host."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> None:
         return None
 
 
