@@ -38,7 +38,7 @@ def context(**figures: Any) -> Any:
 def test_the_policy_reads_what_replicas_report_and_survives_the_way_to_the_controller() -> None:
     cloudpickle.register_pickle_by_value(autoscaling)
     try:
-        policy = pickle.loads(cloudpickle.dumps(TokenPolicy))(target_share=0.5)
+        policy = pickle.loads(cloudpickle.dumps(TokenPolicy))(target_share=0.5)  # pyright: ignore[reportPrivateImportUsage]
     finally:
         cloudpickle.unregister_pickle_by_value(autoscaling)
     wanted = {"a": 900.0, "b": 700.0}
