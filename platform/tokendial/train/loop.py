@@ -36,8 +36,12 @@ class NonFinite(ArithmeticError):
     """A loss or gradient that is not a number, on any rank: every rank raises it for the same global batch."""
 
     def __init__(self, index: int, what: str) -> None:
-        super().__init__(f"{what} of global batch {index} is not finite")
+        # Its own arguments, so that it survives the way from a worker to the driver.
+        super().__init__(index, what)
         self.index = index
+
+    def __str__(self) -> str:
+        return f"{self.args[1]} of global batch {self.index} is not finite"
 
 
 @dataclass
