@@ -163,8 +163,14 @@ ROWS = (
                 "short",
                 (
                     (f"max by (model, version) (tokendial_serve_model_info{MODEL})", "{{model}} {{version}}"),
-                    ("sum by (outcome) (increase(tokendial_serve_model_changes_total[1h]))", "{{outcome}}"),
-                    (f"sum by (model) (increase(tokendial_serve_retries_total{MODEL}[1h]))", "{{model}} retries"),
+                    (
+                        "sum by (outcome) (increase(tokendial_serve_model_changes_total[1h])) or vector(0)",
+                        "{{outcome}}",
+                    ),
+                    (
+                        f"sum by (model) (increase(tokendial_serve_retries_total{MODEL}[1h])) or vector(0)",
+                        "{{model}} retries",
+                    ),
                 ),
             ),
         ),

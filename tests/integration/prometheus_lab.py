@@ -21,7 +21,7 @@ OPENER = build_opener(ProxyHandler({}))
 
 
 @contextmanager
-def prometheus(folder: Path, discovery: Path, endpoint: str) -> Iterator[str]:
+def prometheus(folder: Path, discovery: Path, endpoint: str, key: str = "") -> Iterator[str]:
     """Prometheus under dashboards/prometheus.yml, its addresses replaced, scraping every second; yields its address."""
     program = shutil.which("prometheus")
     if program is None:
@@ -31,6 +31,8 @@ def prometheus(folder: Path, discovery: Path, endpoint: str) -> Iterator[str]:
     ray, serve = config["scrape_configs"]
     ray["file_sd_configs"] = [{"files": [str(discovery)], "refresh_interval": "1s"}]
     serve["static_configs"] = [{"targets": [endpoint]}]
+    if key:
+        serve["authorization"] = {"credentials": key}
     shutil.copy(FOLDER / "alerts.yml", folder)
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     port = free_ports(1)[0]

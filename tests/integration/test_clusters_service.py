@@ -1,0 +1,121 @@
+"""The RayService's own Serve configuration on a real cluster: deployed as KubeRay does it, asked, watched."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jobs_lab import ROOT, Place, environment, free_ports, local_cluster
+from prometheus_lab import OPENER, collect, prometheus, queries
+from tokendial.serve.keys import Key, KeyStore
+
+sys.path.insert(0, str(ROOT / "tests" / "unit"))
+from served_model import export_model, picture
+
+pytestmark = pytest.mark.slow
+SMALL = ["engine.slots=2", "engine.threads=1", "replicas.cpus=0.5", "replicas.most=1", "may_bend=true"]
+BENDING = ["engine.target_ms=1", "engine.replay_share=1"]
+START_S = 180
+
+
+class Service:
+    """The application on a cluster, and a client with a key."""
+
+    def __init__(self, place: Place, folder: Path) -> None:
+        self.place, self.port = place, free_ports(1)[0]
+        text = (ROOT / "clusters" / "kuberay" / "service.yaml").read_text()
+        self.config: dict[str, Any] = yaml.safe_load(yaml.safe_load(text)["spec"]["serveConfigV2"])
+        self.config["http_options"] = {"host": "127.0.0.1", "port": self.port}
+        self.config["proxy_location"] = "HeadOnly"
+        self.config["applications"][0]["args"] = {"model": str(folder), "settings": [*SMALL, *BENDING]}
+        self.secret = KeyStore(place.home / "keys.db").add(Key("app", None, None, True, 0))
+
+    def call(self, method: str, document: Any = None) -> Any:
+        """Serve's REST interface, which KubeRay uses, with the cluster's token."""
+        headers = {
+            "authorization": f"Bearer {self.place.token.read_text().strip()}",
+            "content-type": "application/json",
+        }
+        body = None if document is None else json.dumps(document).encode()
+        request = urllib.request.Request(f"{self.place.url}/api/serve/applications/", body, headers, method=method)
+        with OPENER.open(request, timeout=30) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def ask(self, image: bytes, **fields: Any) -> int:
+        from serve_lab import body
+
+        headers = {"authorization": f"Bearer {self.secret}", "content-type": "application/json"}
+        content = json.dumps(body(image, max_tokens=8, **fields)).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/chat/completions", content, headers)
+        try:
+            with OPENER.open(request, timeout=60) as answer:
+                answer.read()
+                return answer.status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + START_S
+        while True:
+            found = self.call("GET")["applications"].get("tokendial-keeper", {})
+            if found.get("status") == "RUNNING":
+                return
+            assert found.get("status") != "DEPLOY_FAILED", found["deployments"]["keeper"]["message"]
+            assert time.monotonic() < deadline, found
+            time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = export_model(tmp_path_factory.mktemp("served") / "model")
+    with local_cluster(RAY_metrics_report_interval_ms="1000") as place:
+        place.home.mkdir(exist_ok=True)
+        with environment(place.environment):
+            service = Service(place, folder)
+        service.call("PUT", service.config)
+        service.wait()
+        yield service
+
+
+def test_the_declared_endpoint_answers_with_a_key_and_refuses_without(service: Service) -> None:
+    assert service.ask(picture(1)) == 200
+    right, service.secret = service.secret, "wrong"
+    try:
+        assert service.ask(picture(1)) == 401
+    finally:
+        service.secret = right
+
+
+def test_every_panel_of_serving_has_data(service: Service, tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def load(number: int) -> None:
+        count = 0
+        while not done.is_set():
+            count += 1
+            fields = {"stream": True} if count % 3 == 0 else {}
+            service.ask(picture(number * 1000 + count), **fields)
+            if count % 7 == 0:
+                service.ask(picture(0), visual_tokens=7)
+
+    threads = [threading.Thread(target=load, args=(number,), daemon=True) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    try:
+        with prometheus(tmp_path, tmp_path / "none.json", f"127.0.0.1:{service.port}", key=service.secret) as address:
+            missing = collect(address, queries("serving"), lambda: True, 120)
+        assert missing == set(), "panels without data"
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
