@@ -119,6 +119,7 @@ def test_failing_trials_are_explained_and_stop_nothing(
         api.promote("it", trial=0)
 
 
+@pytest.mark.slow
 def test_a_search_whose_driver_is_killed_ends_with_every_trial_once(home: Path, ray_cluster: str) -> None:
     line = ("search", *GRID, "--name", "it")
     first = command(*line, home=home, address=ray_cluster)
@@ -152,6 +153,7 @@ def test_twelve_kill_points(point: int, home: Path, ray_cluster: str) -> None:
     assert sorted(numbers(home, "it", "done")) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_search_told_to_stop_ends_killed_and_leaves_nothing_running(
     number: signal.Signals, home: Path, ray_cluster: str
