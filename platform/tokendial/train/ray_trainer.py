@@ -24,6 +24,7 @@ from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tokendial import environment
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.train.worker import Order, Seat, work
@@ -106,7 +107,9 @@ def train(
 
     Where `stop` is set meanwhile, the workers are ended and Terminated is raised.
     """
-    board = Board.remote()
+    # Beside the driver: on another node it would be lost with that node, and progress with it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote()
     use_gpu = cluster_gpus() >= workers
     folder = Path(order.folder)
     trainer = TorchTrainer(
