@@ -33,9 +33,15 @@ LIGHT = (
     "tokendial.schedule",
     "tokendial.schedule.stats",
     "tokendial.serve.autoscaling",
+    "tokendial.serve.batching",
+    "tokendial.serve.costs",
+    "tokendial.serve.governor",
     "tokendial.serve.keys",
+    "tokendial.serve.ladder",
     "tokendial.serve.options",
+    "tokendial.serve.replay",
     "tokendial.serve.schema",
+    "tokendial.serve.terms",
 )
 
 
