@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 from run_lab import Said, finished
 from tokendial.jobs import Cluster
 from tokendial.jobs.cluster import Unreachable
@@ -37,6 +38,7 @@ class Place:
     home: Path
     token: Path
     environment: dict[str, str]
+    head: tuple[str, ...] = ()
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def client(self, laptop: Path, **more: str) -> dict[str, str]:
@@ -61,10 +63,15 @@ class Place:
 
 
 @contextmanager
-def local_cluster(cpus: int = 2, **environment: str) -> Iterator[Place]:
-    """The cluster of clusters/local/head.sh on free ports, ended with everything that it started."""
+def local_cluster(cpus: int = 2, rocksdb: bool = False, **environment: str) -> Iterator[Place]:
+    """The cluster of clusters/local/head.sh on free ports, ended with everything that it started.
+
+    With `rocksdb` its state survives the head, as KubeRay's `gcsFaultToleranceOptions` have it.
+    """
     folder = Path(tempfile.mkdtemp(prefix="td-", dir="/tmp"))
     ports = free_ports(9)
+    if rocksdb:
+        environment |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "gcs")}
     place = Place(
         url=f"http://127.0.0.1:{ports[1]}",
         port=ports[0],
@@ -82,15 +89,24 @@ def local_cluster(cpus: int = 2, **environment: str) -> Iterator[Place]:
     )
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        head = _node(place, "head.sh", cpus, folder, ports[2:], f"--ray-client-server-port={ports[8]}")
         stack.callback(_end, place.nodes)
-        _wait(place, head)
+        options = _options(cpus, ports[2:], f"--ray-client-server-port={ports[8]}", f"--temp-dir={folder / 'ray'}")
+        place.head = tuple(options)
+        _wait(place, _node(place, "head.sh", options))
         yield place
 
 
-def add_node(place: Place, cpus: int = 1) -> subprocess.Popen[bytes]:
-    """A second raylet of the cluster on this machine."""
-    return _node(place, "worker.sh", cpus, place.home.parent, free_ports(6))
+def kill_node(node: subprocess.Popen[bytes]) -> None:
+    """Every process of a node at once, as when its machine loses power."""
+    for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    node.wait()
+
+
+def restart_head(place: Place) -> None:
+    """The head again, at the same ports, as its supervisor does it."""
+    _wait(place, _node(place, "head.sh", place.head))
 
 
 def free_ports(number: int) -> list[int]:
@@ -101,16 +117,18 @@ def free_ports(number: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _node(place: Place, script: str, cpus: int, folder: Path, ports: list[int], *more: str) -> subprocess.Popen[bytes]:
+def _options(cpus: int, ports: Sequence[int], *more: str) -> list[str]:
     names = (
         "node-manager-port", "object-manager-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
         "runtime-env-agent-port", "metrics-export-port",
     )  # fmt: skip
-    options = [f"--{name}={port}" for name, port in zip(names, ports, strict=False)]
-    options += [f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}", *more]
-    if script == "head.sh":
-        options.append(f"--temp-dir={folder / 'ray'}")
-    with (folder / f"{script}.log").open("wb") as log:
+    chosen = [f"--{name}={port}" for name, port in zip(names, ports, strict=False)]
+    return [*chosen, f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}", *more]
+
+
+def _node(place: Place, script: str, options: Sequence[str]) -> subprocess.Popen[bytes]:
+    folder = place.home.parent
+    with (folder / f"{script}.log").open("ab") as log:
         node = subprocess.Popen(
             [str(ROOT / "clusters" / "local" / script), *options],
             env=place.environment,
