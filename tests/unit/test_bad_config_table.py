@@ -70,7 +70,7 @@ BAD = {
         ["schedule.stratum", "24", "global_batch", "32"],
     ),
     "stratum that starves a count": (
-        ["schedule.mix=stratified", "schedule.stratum=16", "micro_batch=8"],
+        ["schedule=tokenflex", "schedule.mix=stratified", "schedule.stratum=16", "micro_batch=8"],
         ["schedule.stratum", "16", "[4]", "global_batch", "32"],
     ),
     # phases

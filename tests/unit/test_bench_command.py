@@ -18,7 +18,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_unknown_part_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="'serving' is unknown; choose one of train, kernels"):
+    with pytest.raises(ConfigError, match="'serving' is unknown; choose one of train, serve, search, kernels"):
         bench.run("serving", [])
 
 
