@@ -43,7 +43,9 @@ def driver_log(folder: Path, progress: Progress) -> Iterator[Progress]:
     try:
         yield log
     except BaseException as error:
-        logging.getLogger("tokendial.driver").error("%s: %s", type(error).__name__, error)
+        # For the file only: the command itself says it on stderr.
+        said = ("tokendial.driver", logging.ERROR, __file__, 0, "%s: %s", (type(error).__name__, error), None)
+        handler.handle(logging.LogRecord(*said))
         raise
     finally:
         for added in handlers:

@@ -1,6 +1,7 @@
 """An endpoint that follows an alias, and what it traces: registry, golden prompts from the run, MLflow's own store."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,13 @@ from tokendial.serve.start import OpenEndpoint
 from tokendial.tracking import golden, resolve_uri
 from tokendial.tracking.registry import move_alias, register
 from tokendial.tracking.traces import Tracer
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_forgets_the_address() -> Iterator[None]:
+    """`mlflow.set_tracking_uri` writes it into the environment, where runs of later tests would find it."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture(scope="module")
