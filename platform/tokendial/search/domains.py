@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 # A weight of a simplex is -log(u), so u away from 0 keeps it finite.
 SMALLEST_U = 1e-4
@@ -28,8 +28,19 @@ class Domain(Protocol):
         ...
 
 
+class _Alone:
+    """What is a domain and its own single scalar, whose chosen value the configuration gets as it is."""
+
+    def scalars(self, path: str) -> Mapping[str, Scalar]:
+        return {path: cast("Scalar", self)}
+
+    def value(self, path: str, chosen: Mapping[str, Any], counts: Sequence[int]) -> Any:
+        del counts
+        return chosen[path]
+
+
 @dataclass(frozen=True)
-class Choice:
+class Choice(_Alone):
     """One of some JSON values, in no order."""
 
     options: tuple[Any, ...]
@@ -46,16 +57,9 @@ class Choice:
         wanted = _plain(value)
         return ([_plain(option) for option in self.options].index(wanted) + 0.5) / len(self.options)
 
-    def scalars(self, path: str) -> Mapping[str, Scalar]:
-        return {path: self}
-
-    def value(self, path: str, chosen: Mapping[str, Any], counts: Sequence[int]) -> Any:
-        del counts
-        return chosen[path]
-
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(_Alone):
     """A number between two bounds."""
 
     low: float
@@ -70,16 +74,9 @@ class Uniform:
     def unit(self, value: float) -> float:
         return (value - self.low) / (self.high - self.low)
 
-    def scalars(self, path: str) -> Mapping[str, Scalar]:
-        return {path: self}
-
-    def value(self, path: str, chosen: Mapping[str, Any], counts: Sequence[int]) -> Any:
-        del counts
-        return chosen[path]
-
 
 @dataclass(frozen=True)
-class LogUniform:
+class LogUniform(_Alone):
     """A positive number between two bounds, uniform in its logarithm."""
 
     low: float
@@ -96,16 +93,9 @@ class LogUniform:
     def unit(self, value: float) -> float:
         return math.log(value / self.low) / math.log(self.high / self.low)
 
-    def scalars(self, path: str) -> Mapping[str, Scalar]:
-        return {path: self}
-
-    def value(self, path: str, chosen: Mapping[str, Any], counts: Sequence[int]) -> Any:
-        del counts
-        return chosen[path]
-
 
 @dataclass(frozen=True)
-class Integers:
+class Integers(_Alone):
     """A whole number from `low` to `high`, both included."""
 
     low: int
@@ -119,13 +109,6 @@ class Integers:
 
     def unit(self, value: int) -> float:
         return (value - self.low + 0.5) / (self.high - self.low + 1)
-
-    def scalars(self, path: str) -> Mapping[str, Scalar]:
-        return {path: self}
-
-    def value(self, path: str, chosen: Mapping[str, Any], counts: Sequence[int]) -> Any:
-        del counts
-        return chosen[path]
 
 
 Scalar = Choice | Uniform | LogUniform | Integers

@@ -96,9 +96,6 @@ class _Suggestions(Searcher):
     def save(self, checkpoint_path: str) -> None:
         del checkpoint_path
 
-    def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a search is continued from its own ledger")
-
 
 def run(
     desk: Desk,
