@@ -18,11 +18,20 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from rich.table import Table
 
 from tokendial import identity
+from tokendial.experiments import ConfigError
 from tokendial.versions import versions
 
 PEER_PACKAGES = ("accelerate",)
 # Six significant digits: more is noise.
 Rounded = Annotated[float, AfterValidator(lambda value: float(f"{value:.6g}"))]
+
+
+def chosen_parts(only: str, known: Mapping[str, str]) -> list[str]:
+    """The parts that `--only` names, in the bench's order; raises ConfigError."""
+    wanted = only.split(",")
+    if unknown := [name for name in wanted if name not in known]:
+        raise ConfigError(f"--only {only!r} names {unknown[0]!r}; choose from {', '.join(known)}")
+    return [name for name in known if name in wanted]
 
 
 class Row(BaseModel):

@@ -15,7 +15,6 @@ from rich.console import Console
 
 from tokendial import environment
 from tokendial.bench import records
-from tokendial.experiments import ConfigError
 
 PARTS = {
     "edge": "digits: added time and requests/s on Ray Serve, against its empty handler and uvicorn",
@@ -29,9 +28,7 @@ PARTS = {
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, keep; 0 whether or not targets are met, because the rows say so."""
     chosen = _parser().parse_args(list(arguments))
-    parts = chosen.only.split(",")
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise ConfigError(f"--only {chosen.only!r} names {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    parts = records.chosen_parts(chosen.only, PARTS)
     console = Console(width=140)
     if chosen.show:
         for sections in records.read(chosen.out).values():

@@ -28,7 +28,7 @@ QUICK_STEPS = 3
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, keep; 0 whether or not targets are met, because the rows say so."""
     chosen = _parser().parse_args(list(arguments))
-    parts = _parts(chosen.only)
+    parts = records.chosen_parts(chosen.only, PARTS)
     if chosen.experiment not in experiment_names() and ":" not in chosen.experiment:
         raise ConfigError(f"experiment {chosen.experiment!r} is unknown; `tokendial train --list` shows them")
     if chosen.steps < 2:
@@ -64,14 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, nothing kept: does it run?")
     parser.add_argument("--show", action="store_true", help="print kept rows and the README's table only")
     return parser
-
-
-def _parts(only: str) -> list[str]:
-    wanted = only.split(",")
-    unknown = [name for name in wanted if name not in PARTS]
-    if unknown:
-        raise ConfigError(f"--only {only!r} names {unknown[0]!r}; choose from {', '.join(PARTS)}")
-    return [name for name in PARTS if name in wanted]
 
 
 def _measure(part: str) -> Callable[[str, int], list[records.Row]]:
