@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tokendial.bench.curves import Curves, Row
+from tokendial.bench.curves import ALLOWANCE, LONG, Curves, Row
 from tokendial.bench.replay import (
     kendall,
     order,
@@ -64,7 +64,7 @@ def test_hypervolume_is_covered_once_good_curves_are_finished() -> None:
 
 def test_kendalls_tau_compares_two_allowances() -> None:
     assert kendall([1, 2, 3, 4], [1, 2, 4, 3])[0] == pytest.approx(2 / 3)
-    ranked = [row(n, n / 10, "rank", 1.2e12) for n in range(8)] + [row(n, n / 9, "rank", 2.4e12) for n in range(8)]
+    ranked = [row(n, n / 10, "rank", ALLOWANCE) for n in range(8)] + [row(n, n / 9, "rank", LONG) for n in range(8)]
     assert rankings(Curves(rows=ranked))["rank"]["tau"] == 1.0
     assert set(rankings(Curves(rows=ROWS))["tau_on_the_way"].values()) == {1.0}
 
