@@ -28,8 +28,8 @@ from tokendial.search.plan import answer_costs
 from tokendial.search.space import candidate, default_space, scalars
 from tokendial.search.suggest import random
 
-# Trials start where the tower is warm and the language model reads 16 tokens, one for each cell (0.95 of the answers are
-# right, 0.24 at 4): from there a short allowance shows what a schedule makes of the other counts. The tower stays still.
+# Trials start where the tower is warm and the language model reads 16 tokens, one for each cell (0.95 of the answers
+# right; 0.24 at 4): from there a short allowance shows what a schedule makes of the other counts. The tower is still.
 START = (
     {"name": "warm_tower", "share": 700, "train": ["tower"], "objective": "tower", "lr_factor": 1.7},
     {"name": "read", "share": 1000, "train": ["projector", "language"]},

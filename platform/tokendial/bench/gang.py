@@ -15,7 +15,8 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from tokendial import environment
-from tokendial.train.ray_trainer import COLLECTIVE_TIMEOUT_S, Board, connect, fit, own_signals
+from tokendial.train.board import Board
+from tokendial.train.ray_trainer import COLLECTIVE_TIMEOUT_S, connect, fit, own_signals
 
 __all__ = ["connect", "disconnect", "run_contest"]
 
