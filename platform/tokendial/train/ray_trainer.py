@@ -19,50 +19,36 @@ from typing import Any, cast
 
 import ray
 import ray.train
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.train import FailureConfig, ScalingConfig, TrainingFailedError
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tokendial import environment
 from tokendial.failures import Terminated, WorkFailed
+from tokendial.train.board import Board
 from tokendial.train.worker import Order, Seat, work
 
 COLLECTIVE_TIMEOUT_S = 120
 POLL_S = 0.25
+ABORT_S = 20
 Progress = Callable[[Mapping[str, Any]], None]
 
 
-@ray.remote(num_cpus=0)
-class Board:
-    """The latest progress of a run, put up by rank 0 and read by the driver; and who controls the workers."""
-
-    def __init__(self) -> None:
-        self._latest: dict[str, Any] = {}
-        self._controller: list[Any] = []
-
-    def put(self, latest: dict[str, Any]) -> None:
-        self._latest = latest
-
-    def read(self) -> dict[str, Any]:
-        return self._latest
-
-    def put_controller(self, controller: list[Any]) -> None:
-        self._controller = controller
-
-    def controller(self) -> list[Any]:
-        return self._controller
-
-
 class _Introduction(ControllerCallback):
-    """Puts the handle of Ray Train's controller, which it gives to nobody, on the board."""
+    """Puts the handle of Ray Train's controller, which it gives to nobody, on the board; and that workers were lost."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, board: Any, workers: int | tuple[int, int]) -> None:
+        self._board, self._workers = board, workers
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._board.put_controller.remote([ray.get_runtime_context().current_actor])
+
+    def before_controller_execute_failure_decision(self, failure_decision: FailureDecision) -> None:
+        if failure_decision is FailureDecision.RETRY:
+            self._board.put.remote({"stage": f"workers were lost; starting {self._workers} as soon as there is room"})
 
 
 def connect(address: str | None = None) -> None:
@@ -146,7 +132,7 @@ def fit(trainer: TorchTrainer, stop: threading.Event | None = None) -> None:
     Ray Train runs in a thread of its own, as its answer to SIGINT in the main thread is to leave the interpreter.
     """
     board = (trainer.train_loop_config or {})["board"]
-    trainer.run_config.callbacks = [cast(Any, _Introduction(board))]
+    trainer.run_config.callbacks = [cast(Any, _Introduction(board, trainer.scaling_config.num_workers))]
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(trainer.fit)
         try:
@@ -160,11 +146,17 @@ def fit(trainer: TorchTrainer, stop: threading.Event | None = None) -> None:
 
 
 def _abort(board: Any, training: Future[Any]) -> None:
-    """Have Ray Train's controller end its workers and itself, as soon as there is one."""
+    """Have Ray Train's controller end its workers and itself, as soon as there is one.
+
+    One that waits for room in the cluster hears nothing, and has no workers to end.
+    """
     while not wait([training], POLL_S).done:
         for controller in ray.get(board.controller.remote()):
             with suppress(RayActorError):
-                ray.get(controller.abort.remote())
+                try:
+                    ray.get(controller.abort.remote(), timeout=ABORT_S)
+                except GetTimeoutError:
+                    ray.kill(controller)
 
 
 @contextmanager
