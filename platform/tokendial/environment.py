@@ -44,6 +44,8 @@ def apply() -> None:
     if not os.environ.get("RAY_ADDRESS"):
         # On every system this keeps a cluster that Ray starts here on 127.0.0.1; Ray reads it when it is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # A machine of one's own is not drained, and the actor that would watch for it costs each run a process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(build_folder()))
     scripts = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", "")
