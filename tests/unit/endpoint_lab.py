@@ -66,6 +66,7 @@ class ScriptedBackend:
             raise Busy("no room", 2.5)
         if "bad" in words:
             raise BadRequest("messages", "a bad question")
+        reason = "asked" if any(ask.count for ask in request.asks) else "largest"
         for word in words:
             if word == "lost":
                 raise Lost
@@ -76,8 +77,7 @@ class ScriptedBackend:
                 except asyncio.CancelledError:
                     self.cancelled += 1
                     raise
-            yield Chunk(word + " ")
-        reason = "asked" if any(ask.count for ask in request.asks) else "largest"
+            yield Chunk(word + " ", counts, 0.75, reason)
         stages = {"queue": 0.1, "prefill": 0.2, "total": 0.3}
         yield Done("stop", 9, len(words), counts, counts, 0.75, reason, stages)
 

@@ -68,9 +68,17 @@ def test_a_stream_is_the_same_answer_in_pieces_with_its_usage_last(url: str) -> 
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == "what is it "
     assert chunks[-2].choices[0].finish_reason == "stop"
-    assert chunks[-2].system_fingerprint == "scripted/7@4:asked"
+    assert {chunk.system_fingerprint for chunk in chunks} == {"scripted/7@4:asked"}
     assert chunks[-1].usage.visual_tokens == 4
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_stream_tells_its_count_in_the_headers(url: str) -> None:
+    _, body, headers = post(url, chat(image(), model="scripted@4", stream=True))
+    assert headers["x-tokendial-visual-tokens"] == "4"
+    assert headers["x-tokendial-reason"] == "asked"
+    assert headers["x-tokendial-expected-quality"] == "0.7500"
+    assert "scripted/7@4:asked" in body.splitlines()[0]
 
 
 def test_a_stream_that_loses_its_engine_ends_with_an_error_and_no_clean_end(url: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokendial.serve.backend import Served, Whole
-from tokendial.serve.request import Done
+from tokendial.serve.request import Chunk, Done
 
 SSE_END = b"data: [DONE]\n\n"
 
@@ -37,23 +37,21 @@ def completion(envelope: Envelope, answer: Whole) -> dict[str, Any]:
     }
 
 
-def first(envelope: Envelope) -> bytes:
+def first(envelope: Envelope, item: Chunk | Done) -> bytes:
     """The chunk that opens a stream."""
-    return _chunk(envelope, {"role": "assistant", "content": ""})
+    return _chunk(envelope, item, {"role": "assistant", "content": ""})
 
 
-def piece(envelope: Envelope, text: str) -> bytes:
+def piece(envelope: Envelope, item: Chunk) -> bytes:
     """A chunk with a piece of the answer."""
-    return _chunk(envelope, {"content": text})
+    return _chunk(envelope, item, {"content": item.text})
 
 
 def last(envelope: Envelope, done: Done, with_usage: bool) -> bytes:
-    """The chunk with the finish reason and fingerprint, the one with the usage where it was asked for, and the end."""
-    print_ = fingerprint(envelope.served, done)
-    ending = _chunk(envelope, {}, done.finish_reason, system_fingerprint=print_)
+    """The chunk with the finish reason, the one with the usage where it was asked for, and the end."""
+    ending = _chunk(envelope, done, {}, done.finish_reason)
     if with_usage:
-        head = _head(envelope, "chat.completion.chunk")
-        ending += event({**head, "choices": [], "usage": usage(done), "system_fingerprint": print_})
+        ending += event({**_chunk_head(envelope, done), "choices": [], "usage": usage(done)})
     return ending + SSE_END
 
 
@@ -77,32 +75,38 @@ def usage(done: Done) -> dict[str, Any]:
     }
 
 
-def headers(served: Served, done: Done) -> dict[str, str]:
-    """What the dial did, for clients that read headers."""
+def headers(served: Served, item: Chunk | Done) -> dict[str, str]:
+    """What the dial did, for clients that read headers; with the end of an answer also where the time went."""
     told = {
         "x-tokendial-version": served.version,
-        "x-tokendial-visual-tokens": _counts(done),
-        "x-tokendial-reason": done.reason,
-        "server-timing": ", ".join(f"{part};dur={value:.2f}" for part, value in done.latency_ms.items()),
+        "x-tokendial-visual-tokens": _counts(item),
+        "x-tokendial-reason": item.reason,
     }
-    if done.expected_quality is not None:
-        told["x-tokendial-expected-quality"] = f"{done.expected_quality:.4f}"
+    if item.expected_quality is not None:
+        told["x-tokendial-expected-quality"] = f"{item.expected_quality:.4f}"
+    if isinstance(item, Done):
+        told["server-timing"] = ", ".join(f"{part};dur={value:.2f}" for part, value in item.latency_ms.items())
     return told
 
 
-def fingerprint(served: Served, done: Done) -> str:
+def fingerprint(served: Served, item: Chunk | Done) -> str:
     """`NAME/VERSION@COUNT:REASON`: the same model, version and counts answer alike."""
-    return f"{served.name}/{served.version}@{_counts(done)}:{done.reason}"
+    return f"{served.name}/{served.version}@{_counts(item)}:{item.reason}"
 
 
-def _counts(done: Done) -> str:
-    return ",".join(map(str, done.visual_tokens)) or "0"
+def _counts(item: Chunk | Done) -> str:
+    return ",".join(map(str, item.visual_tokens)) or "0"
 
 
 def _head(envelope: Envelope, kind: str) -> dict[str, Any]:
     return {"id": envelope.id, "object": kind, "created": envelope.created, "model": envelope.model}
 
 
-def _chunk(envelope: Envelope, delta: Mapping[str, str], finish: str | None = None, **more: Any) -> bytes:
+def _chunk_head(envelope: Envelope, item: Chunk | Done) -> dict[str, Any]:
+    told = fingerprint(envelope.served, item)
+    return {**_head(envelope, "chat.completion.chunk"), "system_fingerprint": told}
+
+
+def _chunk(envelope: Envelope, item: Chunk | Done, delta: Mapping[str, str], finish: str | None = None) -> bytes:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-    return event({**_head(envelope, "chat.completion.chunk"), "choices": [choice], **more})
+    return event({**_chunk_head(envelope, item), "choices": [choice]})

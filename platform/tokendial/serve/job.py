@@ -44,6 +44,7 @@ class Job:
     writing: Writing
     image_ms: float = 0.0
     choice: Choice | None = None
+    expected_quality: float | None = None
     generator: torch.Generator | None = None
     written: list[int] = field(default_factory=list)
     times: Times = field(default_factory=Times)
@@ -62,7 +63,12 @@ class Job:
         """Positions of the prompt, visual tokens included."""
         return len(self.prompt) - len(self.digests) + sum(self.counts)
 
-    def done(self, finish_reason: FinishReason, expected_quality: float | None, now: float) -> Done:
+    def chunk(self, text: str) -> Chunk:
+        """A piece of the answer."""
+        assert self.choice is not None
+        return Chunk(text, self.counts, self.expected_quality, self.choice.reason)
+
+    def done(self, finish_reason: FinishReason, now: float) -> Done:
         """What is told at the end of the answer."""
         assert self.choice is not None
         arrived, times = self.ticket.arrived, self.times
@@ -72,7 +78,7 @@ class Job:
             completion_tokens=len(self.written),
             visual_tokens=self.counts,
             wanted_tokens=self.ticket.terms.wanted,
-            expected_quality=expected_quality,
+            expected_quality=self.expected_quality,
             reason=self.choice.reason,
             latency_ms={
                 "queue": 1e3 * (times.began - arrived) - self.image_ms,

@@ -18,7 +18,7 @@ from tokendial.serve.batching import Batcher, Full, Start
 from tokendial.serve.governor import Choice, Terms
 from tokendial.serve.job import Counters, Item, Job
 from tokendial.serve.replay import Agreement
-from tokendial.serve.request import Busy, Chunk, FinishReason
+from tokendial.serve.request import Busy, FinishReason
 from tokendial.serve.sampling import generator_of, next_ids
 from tokendial.serve.vision import Vision
 from tokendial.serve.writing import Writing
@@ -154,6 +154,7 @@ class Loop:
             jobs = [self._jobs[ticket_id] for ticket_id in start.choices]
             for job in jobs:
                 job.choice = start.choices[job.ticket.id]
+                job.expected_quality = self.batcher.governor.expected(job.counts)
             self._read(jobs)
         elif self._replays and not self._running:
             self._read([self._replays.popleft()])
@@ -226,7 +227,7 @@ class Loop:
         for job, index in zip(jobs, ids, strict=True):
             job.written.append(index)
             if index not in self._serving.stop_ids and (text := job.writing.push(index)):
-                self._send(job, Chunk(text))
+                self._send(job, job.chunk(text))
 
     def _end_complete(self, jobs: Sequence[Job]) -> None:
         """End the answers that are complete, and free their slots."""
@@ -237,7 +238,7 @@ class Loop:
             return
         for job in reasons:
             if rest := job.writing.finish():
-                self._send(job, Chunk(rest))
+                self._send(job, job.chunk(rest))
         now = time.monotonic()
         with self.lock:
             for job, reason in reasons.items():
@@ -246,7 +247,7 @@ class Loop:
                     continue
                 self._leave(job, len(job.written))
                 self._offer_replay(job)
-                self._send(job, job.done(reason, self.batcher.governor.expected(job.counts), now))
+                self._send(job, job.done(reason, now))
         self._release([slot for slot, job in enumerate(self._running) if job in reasons])
 
     def _finish_reason(self, job: Job) -> FinishReason | None:

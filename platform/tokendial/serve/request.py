@@ -63,9 +63,12 @@ class ServeRequest:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of the answer."""
+    """A piece of the answer, and what the dial was turned to: every piece has it, so the first one does."""
 
     text: str
+    visual_tokens: tuple[int, ...]
+    expected_quality: float | None
+    reason: Reason
 
 
 @dataclass(frozen=True)

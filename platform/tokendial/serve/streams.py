@@ -59,7 +59,8 @@ class EventStream(Response):
         with_usage: bool,
         ended: Callable[[str, Done], None],
     ) -> None:
-        super().__init__(headers={"cache-control": "no-store", "x-request-id": envelope.id.removeprefix("chatcmpl-")})
+        told = {**shape.headers(envelope.served, head), "x-request-id": envelope.id.removeprefix("chatcmpl-")}
+        super().__init__(headers={**told, "cache-control": "no-store"})
         del self.headers["content-length"]
         self._head, self._items, self._envelope = head, items, envelope
         self._with_usage, self._ended = with_usage, ended
@@ -75,11 +76,11 @@ class EventStream(Response):
 
         pieces: list[str] = []
         item: Chunk | Done = self._head
-        opening = shape.first(self._envelope)
+        opening = shape.first(self._envelope, item)
         try:
             while isinstance(item, Chunk):
                 pieces.append(item.text)
-                await out(opening + shape.piece(self._envelope, item.text))
+                await out(opening + shape.piece(self._envelope, item))
                 opening = b""
                 item = await anext(self._items)
             self._ended("".join(pieces), item)
