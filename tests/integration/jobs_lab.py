@@ -1,181 +1,28 @@
-"""A real Ray cluster on loopback that asks for a token, started by the scripts in clusters/local; and its clients."""
+"""The local cluster of `tokendial bench jobs`, under the scripts in clusters/local, for tests."""
 
-from __future__ import annotations
-
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import psutil
-from run_lab import Said, finished
-from tokendial.jobs import Cluster
-from tokendial.jobs.cluster import Unreachable
+from tokendial.bench import cluster
+from tokendial.bench.cluster import Place, add_node, environment, free_ports, kill_node, raylet, restart_head
+
+__all__ = [
+    "ROOT",
+    "TINY",
+    "Place",
+    "add_node",
+    "environment",
+    "free_ports",
+    "kill_node",
+    "local_cluster",
+    "raylet",
+    "restart_head",
+]
 
 ROOT = Path(__file__).parents[2]
-START_S = 90
+local_cluster = partial(cluster.local_cluster, ROOT / "clusters" / "local")
 # One short stage on the least data: the first step comes as fast as workers start.
 TINY = (
     "budget.steps=4", "checkpoint.every=2", "evaluation.counts=[1,4]", "evaluation.test_examples=8",
     "evaluation.table_examples=0",
 )  # fmt: skip
-
-
-@dataclass
-class Place:
-    """A running cluster: its dashboard, its token file, where its runs live, and what its processes were told."""
-
-    url: str
-    port: int
-    home: Path
-    token: Path
-    environment: dict[str, str]
-    head: tuple[str, ...] = ()
-    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-
-    def client(self, laptop: Path, **more: str) -> dict[str, str]:
-        """The environment of a laptop that has the token and a runs folder of its own."""
-        own = {"TOKENDIAL_HOME": str(laptop / "runs"), "RAY_AUTH_TOKEN_PATH": str(self.token), "COLUMNS": "200"}
-        kept = {name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_MODE", "RAY_ADDRESS")}
-        return {**kept, **own, **more}
-
-    def start(self, laptop: Path, *arguments: str, **more: str) -> subprocess.Popen[str]:
-        """`tokendial ARGUMENTS` on the laptop."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "tokendial", *arguments],
-            env=self.client(laptop, **more),
-            cwd=laptop,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def say(self, laptop: Path, *arguments: str, **more: str) -> Said:
-        return finished(self.start(laptop, *arguments, **more))
-
-
-@contextmanager
-def local_cluster(cpus: int = 2, rocksdb: bool = False, **environment: str) -> Iterator[Place]:
-    """The cluster of clusters/local/head.sh on free ports, ended with everything that it started.
-
-    With `rocksdb` its state survives the head, as KubeRay's `gcsFaultToleranceOptions` have it.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="td-", dir="/tmp"))
-    ports = free_ports(9)
-    if rocksdb:
-        environment |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "gcs")}
-    place = Place(
-        url=f"http://127.0.0.1:{ports[1]}",
-        port=ports[0],
-        home=folder / "runs",
-        token=folder / "token",
-        environment={
-            **{name: value for name, value in os.environ.items() if name not in ("RAY_AUTH_MODE", "RAY_ADDRESS")},
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "TOKENDIAL_HOME": str(folder / "runs"),
-            "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-            "PORT": str(ports[0]),
-            "DASHBOARD_PORT": str(ports[1]),
-            **environment,
-        },
-    )
-    with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        stack.callback(_end, place.nodes)
-        options = _options(cpus, ports[2:], f"--ray-client-server-port={ports[8]}", f"--temp-dir={folder / 'ray'}")
-        place.head = tuple(options)
-        _wait(place, _node(place, "head.sh", options))
-        yield place
-
-
-def kill_node(node: subprocess.Popen[bytes]) -> None:
-    """Every process of a node at once, as when its machine loses power."""
-    for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    node.wait()
-
-
-def restart_head(place: Place) -> None:
-    """The head again, at the same ports, as its supervisor does it."""
-    _wait(place, _node(place, "head.sh", place.head))
-
-
-def free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def _options(cpus: int, ports: Sequence[int], *more: str) -> list[str]:
-    names = (
-        "node-manager-port", "object-manager-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
-        "runtime-env-agent-port", "metrics-export-port",
-    )  # fmt: skip
-    chosen = [f"--{name}={port}" for name, port in zip(names, ports, strict=False)]
-    return [*chosen, f"--num-cpus={cpus}", f"--object-store-memory={100 << 20}", *more]
-
-
-def _node(place: Place, script: str, options: Sequence[str]) -> subprocess.Popen[bytes]:
-    folder = place.home.parent
-    with (folder / f"{script}.log").open("ab") as log:
-        node = subprocess.Popen(
-            [str(ROOT / "clusters" / "local" / script), *options],
-            env=place.environment,
-            cwd=folder,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    place.nodes.append(node)
-    return node
-
-
-def _wait(place: Place, head: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_S
-    while True:
-        if head.poll() is not None or time.monotonic() > deadline:
-            raise AssertionError(f"the cluster did not start:\n{(place.home.parent / 'head.sh.log').read_text()}")
-        if place.token.exists():
-            try:
-                with environment(place.client(place.home.parent)):
-                    Cluster(place.url).jobs()
-                return
-            except Unreachable:
-                pass
-        time.sleep(0.2)
-
-
-@contextmanager
-def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """This process as a client: its environment replaced for a while."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def _end(nodes: list[subprocess.Popen[bytes]]) -> None:
-    """Each node's whole session: `ray start --block` and the servers below it."""
-    for node in reversed(nodes):
-        if node.poll() is None:
-            node.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                node.wait(10)
-        with suppress(ProcessLookupError):
-            os.killpg(node.pid, signal.SIGKILL)
-        node.wait()

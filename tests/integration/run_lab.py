@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import ray
 from mlflow import MlflowClient
 from mlflow.entities import Run as TrackedRun
 from tokendial import api, runs
+from tokendial.bench.cluster import Said, finished
 from tokendial.resolve import resolve
 from tokendial.results import RunResult
 from train_lab import SHORT
@@ -30,20 +30,6 @@ def train(*overrides: str, **options: Any) -> RunResult:
     given = {override.partition("=")[0] for override in overrides}
     short = [line for line in SHORT if line.partition("=")[0] not in given]
     return api.train(resolve("digits.tiny", (*short, *overrides)), **options)
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a finished command left."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The last line of stdout as JSON."""
-        return json.loads(self.out.strip().splitlines()[-1])
 
 
 def command(*arguments: str, home: Path, address: str | None = None, cwd: Path | None = None) -> subprocess.Popen[str]:
@@ -60,14 +46,6 @@ def command(*arguments: str, home: Path, address: str | None = None, cwd: Path |
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def finished(process: subprocess.Popen[str], timeout_s: float = WAIT_S) -> Said:
-    try:
-        out, err = process.communicate(timeout=timeout_s)
-    finally:
-        process.kill()
-    return Said(process.returncode, out, err)
 
 
 def say(*arguments: str, home: Path, address: str | None = None, cwd: Path | None = None) -> Said:

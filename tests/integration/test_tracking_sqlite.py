@@ -2,6 +2,7 @@
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from tokendial.results import ExampleAnswers
 from tokendial.runs import VOLATILE
 from tokendial.tracking import unsettled
 from tokendial.tracking.finish import finish, settle
-from tokendial.tracking.opening import MAX_VALUE_CHARS, flatten, open_run
+from tokendial.tracking.opening import MAX_VALUE_CHARS, ensure_open, flatten, open_run
 from tokendial.tracking.server import connect
 from tokendial.tracking.system import SystemMonitor
 from tokendial.tracking.writer import MetricWriter
@@ -41,6 +42,15 @@ def write(uri: str, run_id: str | None, run_dir: Path, steps: range) -> MetricWr
     for step in steps:
         writer.log(step, {"train/loss": 1 / (step + 1), "train/count": 4})
     return writer
+
+
+def test_writers_that_find_a_server_back_at_the_same_time_open_one_run(uri: str, run_dir: Path):
+    assert open_run(config(), IDENTITY, "http://127.0.0.1:1", run_dir) is None
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: ensure_open(connect(uri), uri, run_dir / "tracking"), range(4)))
+    assert len(set(opened)) == 1
+    client = connect(uri)
+    assert len(client.search_runs([client.get_run(opened[0]).info.experiment_id])) == 1
 
 
 def test_a_run_holds_who_what_and_from_which_source(uri: str, run_dir: Path):

@@ -4,10 +4,12 @@ What the server should know is first written to `<run>/tracking/opening.json`, t
 server that is away at the start gets the run later, and a request whose answer was lost does not make a second run.
 """
 
+import fcntl
 import json
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +73,27 @@ def open_run(
 def ensure_open(client: MlflowClient, uri: str, folder: Path) -> str:
     """The MLflow id of the run described by `folder/opening.json`, created or brought up to date."""
     document = json.loads((folder / "opening.json").read_text())
-    run = _linked(client, uri, folder) or _create(client, uri, document)
-    run_id = run.info.run_id
-    write_atomically(folder / "link.json", json.dumps({"server": fingerprint(uri), "run_id": run_id}))
-    client.update_run(run_id, status="RUNNING")
-    _log_params(client, run, document["params"])
-    for batch in _batches([RunTag(key, value) for key, value in document["tags"].items()]):
-        client.log_batch(run_id, tags=batch)
-    client.log_inputs(run_id, [_dataset(entry) for entry in document["datasets"]])
-    client.log_dict(run_id, document["config"], "config.json")
-    if document["diff"]:
-        client.log_text(run_id, document["diff"], "uncommitted.diff")
+    with _alone(folder):
+        run = _linked(client, uri, folder) or _create(client, uri, document)
+        run_id = run.info.run_id
+        write_atomically(folder / "link.json", json.dumps({"server": fingerprint(uri), "run_id": run_id}))
+        client.update_run(run_id, status="RUNNING")
+        _log_params(client, run, document["params"])
+        for batch in _batches([RunTag(key, value) for key, value in document["tags"].items()]):
+            client.log_batch(run_id, tags=batch)
+        client.log_inputs(run_id, [_dataset(entry) for entry in document["datasets"]])
+        client.log_dict(run_id, document["config"], "config.json")
+        if document["diff"]:
+            client.log_text(run_id, document["diff"], "uncommitted.diff")
     return run_id
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One at a time: a server that is back is found by the writers of every node at once."""
+    with (folder / "opening.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read_document(path: Path) -> dict[str, Any]:
