@@ -43,7 +43,7 @@ def test_what_may_change_on_resume_is_no_part_of_the_name(change: str, home: Pat
     ("change", "words"),
     [
         ("seed=1", "seed: 0 → 1"),
-        ("schedule=m3", "mix 'one' → 'all'"),
+        ("schedule=m3", "mix 'smallest' → 'all'"),
         ("optimizer.lr=0.5", "optimizer: lr 0.004 → 0.5"),
         ("budget.steps=13", "budget: steps 12 → 13"),
         ("evaluation.counts=[4]", "evaluation: counts"),

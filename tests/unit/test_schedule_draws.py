@@ -25,6 +25,7 @@ CUSTOM = {
     "annealed": ScheduleConfig(counts=(4, 16, 64), weights=(2, 3, 5), temperature=4, temperature_end=0.25),
     "stratified": ScheduleConfig(counts=(4, 16, 64), weights=(2, 3, 5), mix="stratified", stratum=2),
     "sandwich2": ScheduleConfig(counts=COUNTS, weights=(1, 2, 3, 4, 5), mix="sandwich", random_counts=2),
+    "smallest": ScheduleConfig(counts=COUNTS, weights=(1, 2, 3, 4, 5), mix="smallest"),
 }
 SCHEDULES = {name: TokenSchedule(preset(name, COUNTS)) for name in PRESETS} | {
     name: TokenSchedule(config) for name, config in CUSTOM.items()
@@ -45,6 +46,7 @@ GOLDEN = {
     "annealed": "0ae8e1017c72b9ed",
     "stratified": "b5ed05fa627e911e",
     "sandwich2": "60f983b3f7de4cd2",
+    "smallest": "36e82b46a8b1114c",
 }
 GOLDEN_FIRST = {
     "tokenflex": [36, 16, 64, 16, 36, 36, 4, 64, 36, 144, 16, 16, 16, 16, 4, 16, 64, 64, 64, 64],
@@ -97,7 +99,7 @@ def test_mixer_matches_splitmix64() -> None:
 ONE = {name: s for name, s in SCHEDULES.items() if s.config.mix in ("one", "sample")}
 
 
-@pytest.mark.parametrize("name", [*ONE, "sandwich"])
+@pytest.mark.parametrize("name", [*ONE, "sandwich", "smallest"])
 def test_hundred_thousand_draws_fit_the_law(name: str) -> None:
     """Chi-square against the law at mid-run; the seed is fixed, and p > 0.001 must hold."""
     schedule = SCHEDULES[name]
@@ -110,7 +112,7 @@ def test_hundred_thousand_draws_fit_the_law(name: str) -> None:
         draws = (schedule.draw(seed, HORIZON // 2, 1, HORIZON).counts for seed in range(100_000))
         seen = Counter(next(iter(set(counts) - {COUNTS[0], COUNTS[-1]})) for counts in draws)
     else:
-        draws = (schedule.draw(seed, HORIZON // 2, 1, HORIZON).counts[0] for seed in range(100_000))
+        draws = (schedule.draw(seed, HORIZON // 2, 1, HORIZON).counts[-1] for seed in range(100_000))
         seen = Counter(draws)
     expected = {k: 100_000 * share / sum(law) for k, share in zip(schedule.counts, law, strict=True) if share}
     assert set(seen) <= set(expected)
@@ -220,7 +222,7 @@ def configs(draw: st.DrawFn) -> ScheduleConfig:
     ends = sorted(draw(st.sets(st.floats(0.01, 0.99), max_size=3)))
     eases = st.sampled_from(["step", "linear", "cosine"])
     phases = [{"until": end, "weights": draw(weights), "ease": draw(eases)} for end in (*ends, 1.0)] if ends else []
-    mix = draw(st.sampled_from(["one", "all", "sandwich", "sample", "stratified"]))
+    mix = draw(st.sampled_from(["one", "all", "smallest", "sandwich", "sample", "stratified"]))
     return ScheduleConfig.model_validate(
         {
             "counts": counts,
@@ -248,7 +250,7 @@ def test_every_valid_schedule_draws_a_plan_that_covers_the_batch(
     assert set(plan.counts) <= set(config.counts)
     assert plan.counts == tuple(sorted(set(plan.counts)))
     positions = [p for g in plan.groups for p in g.positions]
-    shared = config.mix in ("all", "sandwich")
+    shared = config.mix in ("all", "smallest", "sandwich")
     assert sorted(positions) == sorted(list(range(batch)) * (len(plan.groups) if shared else 1))
     reread = ScheduleConfig.model_validate_json(config.model_dump_json())
     assert plan == TokenSchedule(reread).draw(seed, step, batch, 1000)

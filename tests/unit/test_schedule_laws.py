@@ -119,6 +119,14 @@ def test_sandwich_of_one_or_two_counts_runs_them_all(counts: tuple[int, ...]) ->
     assert TokenSchedule(preset("sandwich", counts)).draw(0, 0, 4, 10).counts == counts
 
 
+def test_smallest_runs_the_smallest_count_beside_the_drawn_one() -> None:
+    smallest = schedule(counts=(4, 16, 144), weights=(1, 2, 2), mix="smallest")
+    plans = [smallest.draw(0, step, 8, 100) for step in range(100)]
+    assert {plan.counts for plan in plans} == {(4,), (4, 16), (4, 144)}
+    assert all(sum(group.loss_weight for group in plan.groups) == 1 for plan in plans)
+    assert all(group.positions == range(8) for plan in plans for group in plan.groups)
+
+
 def test_curriculum_moves_from_small_to_large_counts() -> None:
     curriculum = TokenSchedule(preset("curriculum", (4, 16, 64)))
     assert probabilities(curriculum.law(0, 100)) == pytest.approx([3 / 6, 2 / 6, 1 / 6], abs=1e-9)
@@ -274,6 +282,13 @@ def test_sandwich_passes_agree_with_simulated_draws(random_counts: int) -> None:
     assert sum(passes) == pytest.approx(2 + random_counts)
     assert passes == pytest.approx([seen[k] / 20_000 for k in sandwich.counts], abs=0.015)
     assert exposure(sandwich, 100, 144) == 1
+
+
+def test_smallest_passes_agree_with_simulated_draws() -> None:
+    smallest = schedule(counts=(4, 16, 144), weights=(1, 2, 2), mix="smallest")
+    seen = Counter(k for step in range(20_000) for k in smallest.draw(2, step, 1, 20_000).counts)
+    assert expected_passes(smallest, 100) == pytest.approx((1, 0.4, 0.4))
+    assert expected_passes(smallest, 100) == pytest.approx([seen[k] / 20_000 for k in smallest.counts], abs=0.015)
 
 
 def test_statistics_refuse_an_empty_horizon_and_no_ranks() -> None:

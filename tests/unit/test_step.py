@@ -96,6 +96,7 @@ SCHEDULES: Mapping[str, ScheduleConfig] = {
     "one, a teacher in the middle": custom(distil={"teacher": 16, "weight": 2.0}),
     "m3": preset("m3", COUNTS),
     "m3, loss weights": custom(mix="all", loss_weights=(1, 2, 5)),
+    "smallest": custom(mix="smallest"),
     "sandwich": custom(mix="sandwich", distil=DISTIL),
     "stratified": custom(mix="stratified", weights=(1, 1, 2), stratum=2),
     "stratified, weighted and distilled": custom(

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(gt=0, le=65536, strict=True)]
 Weight = Annotated[float, Field(ge=0)]
-Mix = Literal["one", "all", "sandwich", "sample", "stratified"]
+Mix = Literal["one", "all", "smallest", "sandwich", "sample", "stratified"]
 
 
 class _Frozen(BaseModel):
@@ -44,8 +44,9 @@ class ScheduleConfig(_Frozen):
     )
     mix: Mix = Field(
         default="one",
-        description="one: a count per global batch; all: every count for every example; sandwich: smallest + largest "
-        "+ random; sample: a count per example (prefix reducers); stratified: fixed shares of the global batch",
+        description="one: a count per global batch; all: every count for every example; smallest: smallest + drawn; "
+        "sandwich: smallest + largest + random; sample: a count per example (prefix reducers); stratified: fixed "
+        "shares of the global batch",
     )
     random_counts: Annotated[int, Field(ge=0, strict=True)] = Field(
         default=1, description="random counts of a `sandwich` step"
@@ -90,7 +91,7 @@ class ScheduleConfig(_Frozen):
 
     def _check_effects(self) -> None:
         """A setting that the mix would ignore is refused rather than accepted without effect."""
-        if self.importance and self.mix in ("all", "sandwich"):
+        if self.importance and self.mix in ("all", "smallest", "sandwich"):
             raise ValueError(
                 f"schedule.importance has no effect with mix {self.mix!r}, whose counts are not weighted by their draw "
                 "probability; use mix one, sample or stratified"

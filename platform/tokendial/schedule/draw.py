@@ -101,6 +101,8 @@ class TokenSchedule:
                 return Plan((self._group(index, everyone, self._weight(index, law)),))
             case "all":
                 return Plan(self._shared(range(len(self.counts)), everyone))
+            case "smallest":
+                return Plan(self._shared(sorted({0, pick(law, self._bits(seed, step))}), everyone))
             case "sandwich":
                 return Plan(self._shared(self._sandwich(law, seed, step), everyone))
             case "sample":

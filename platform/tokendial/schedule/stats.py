@@ -22,12 +22,15 @@ def mean_law(schedule: TokenSchedule, horizon: int) -> tuple[float, ...]:
 def expected_passes(schedule: TokenSchedule, horizon: int, batch_size: int | None = None) -> tuple[float, ...]:
     """Expected passes of one example at each count in one step.
 
-    They sum to 1 where an example runs at one count, to the number of counts under `all`, to 2 + random_counts under
-    `sandwich`. `stratified` is rounded to blocks, which needs `batch_size`; without it the unrounded law is given.
+    They sum to 1 where an example runs at one count, to the number of counts under `all`, to 2 at most under
+    `smallest`, to 2 + random_counts under `sandwich`. `stratified` is rounded to blocks, which needs `batch_size`;
+    without it the unrounded law is given.
     """
     match schedule.config.mix:
         case "all":
             return (1.0,) * len(schedule.counts)
+        case "smallest":
+            return (1.0, *mean_law(schedule, horizon)[1:])
         case "sandwich":
             random_counts = schedule.config.random_counts
             return _mean([_inclusion(law, random_counts) for law in _laws(schedule, horizon)])

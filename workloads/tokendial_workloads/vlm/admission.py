@@ -40,7 +40,7 @@ def check_counts(config: RunConfig[Any]) -> None:
     if config.schedule.mix == "sample" and model.projector != "query":
         raise ValueError(
             f"schedule.mix 'sample' gives each example a prefix of its own, which projector {model.projector!r} lacks; "
-            "choose model.projector=query, or mix one, all, sandwich or stratified"
+            "choose model.projector=query, or mix one, all, smallest, sandwich or stratified"
         )
 
 
