@@ -33,7 +33,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ray_cluster() -> Iterator[str]:
     """One local Ray cluster of two CPUs for the whole session, started by the first test that asks for it."""
     import ray
+    from tokendial.serve.application import CLUSTER_ENVIRONMENT
 
+    os.environ.update(CLUSTER_ENVIRONMENT)
     ray.init(
         num_cpus=2,
         include_dashboard=False,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokendial.serve.keys import Key, KeyStore
+from tokendial.serve.proxy import CARRIED
 from tokendial.serve.rate import Bucket, take
 from tokendial.serve.schema import problem
 
@@ -101,6 +102,8 @@ class Gate:
         said = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not said.isdigit() or int(said[:20]) > cap:
             raise Refused(413, "size", f"the body has more than {cap} bytes", "body")
+        if (carried := scope.pop(CARRIED, None)) is not None:
+            return carried
         if self._reading >= self._caps.max_reading:
             raise Refused(429, "busy", "the server is reading as many bodies as it takes; try again", retry_s=1.0)
         self._reading += 1
