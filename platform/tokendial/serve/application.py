@@ -135,7 +135,7 @@ class Endpoint:
             max_ongoing_requests=2 * settings.max_requests,
             max_queued_requests=settings.max_requests,
             backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1.0),
-            ray_actor_options={"num_cpus": 0},
+            ray_actor_options={"num_cpus": beside_cpus()},
             health_check_period_s=5,
             user_config={
                 "application": to.application,
@@ -200,6 +200,15 @@ def connect() -> bool:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
     return not address
+
+
+def beside_cpus() -> float:
+    """CPUs of a process that only passes on: none, or so few that it is not put on a head that has none to give.
+
+    Such a head is there to be restarted without anybody noticing.
+    """
+    cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return 0.001 if min(cpus) == 0 < max(cpus) else 0.0
 
 
 def free_port(host: str, wanted: int) -> int:

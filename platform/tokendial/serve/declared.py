@@ -60,10 +60,12 @@ class KeeperReplica:
 
 def build(declared: Declared) -> serve.Application:
     """The application of a configuration."""
+    from tokendial.serve.application import beside_cpus
+
     keeper = serve.deployment(
         name="keeper",
         num_replicas=1,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": beside_cpus()},
         max_constructor_retry_count=3,
         health_check_period_s=10,
     )(KeeperReplica)
