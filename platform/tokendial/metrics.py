@@ -73,13 +73,16 @@ def ledger_metrics(ledger: Ledger) -> dict[str, float]:
 
 
 def curve_metrics(curve: Mapping[int, CurvePoint], step: int) -> list[tuple[int, dict[str, float]]]:
-    """The final curve as (step, values): step = count for `curve/…`; AUTC and a column per count at `step`."""
+    """The final curve as (step, values): step = count for `curve/…`; AUTC and a column per count at `step`.
+
+    The columns have four decimals, which is what a table of runs has room for.
+    """
     rows = [
         (count, {CURVE_QUALITY: point.quality, CURVE_LOW: point.ci[0], CURVE_HIGH: point.ci[1]})
         for count, point in sorted(curve.items())
     ]
-    columns = {quality(count): point.quality for count, point in sorted(curve.items())}
-    return [*rows, (step, {**columns, AUTC: autc(curve)})]
+    columns = {quality(count): round(point.quality, 4) for count, point in sorted(curve.items())}
+    return [*rows, (step, {**columns, AUTC: round(autc(curve), 4)})]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from tokendial.tracking.finish import finish, settle
 from tokendial.tracking.opening import MAX_VALUE_CHARS, ensure_open, flatten, open_run
 from tokendial.tracking.server import connect
 from tokendial.tracking.system import SystemMonitor
+from tokendial.tracking.view import TAG
 from tokendial.tracking.writer import MetricWriter
 from tracking_samples import DIGESTS, IDENTITY, config, fresh_store, result
 
@@ -51,6 +52,19 @@ def test_writers_that_find_a_server_back_at_the_same_time_open_one_run(uri: str,
     assert len(set(opened)) == 1
     client = connect(uri)
     assert len(client.search_runs([client.get_run(opened[0]).info.experiment_id])) == 1
+
+
+def test_an_experiment_gets_its_view_once_and_keeps_what_somebody_makes_of_it(uri: str, run_dir: Path):
+    client = connect(uri)
+    first = open_run(config(), IDENTITY, uri, run_dir)
+    assert first is not None
+    number = client.get_run(first).info.experiment_id
+    state = json.loads(client.get_experiment(number).tags[TAG])
+    assert state["selectedColumns"][:3] == ["metrics.`autc`", "metrics.`quality/k4`", "metrics.`quality/k16`"]
+    client.set_experiment_tag(number, TAG, "{}")
+    (run_dir.parent / "second").mkdir()
+    open_run(config(), IDENTITY, uri, run_dir.parent / "second")
+    assert client.get_experiment(number).tags[TAG] == "{}"
 
 
 def test_a_run_holds_who_what_and_from_which_source(uri: str, run_dir: Path):

@@ -8,7 +8,7 @@ import fcntl
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tokendial.identity import Identity
 from tokendial.runs import VOLATILE, write_atomically
 from tokendial.tracking.server import AWAY, TrackingUnavailable, connect, logger, probe, reason
 from tokendial.tracking.uri import artifact_root, fingerprint, redact
+from tokendial.tracking.view import TAG, experiment_tags
 from tokendial.versions import versions
 
 FOLDER = "tracking"
@@ -51,6 +52,7 @@ def open_run(
         "key": before.get("key") or uuid.uuid4().hex,
         "name": run_dir.name,
         "experiment": config.tracking.experiment or config.experiment,
+        "counts": list(config.evaluation.counts),
         "params": params(config),
         "tags": tags(config, identity, parent_run_id, forked_from),
         "datasets": _datasets(config, digests or {}),
@@ -178,11 +180,19 @@ def _linked(client: MlflowClient, uri: str, folder: Path) -> Run | None:
 def _create(client: MlflowClient, uri: str, document: Mapping[str, Any]) -> Run:
     """Find the run by its key (an earlier answer may have been lost), or create it."""
     where = experiment_id(client, uri, document["experiment"])
+    _show(client, where, document.get("counts", ()))
     found = client.search_runs([where], f"tags.`tokendial.key` = '{document['key']}'", max_results=1)
     if found:
         return found[0]
     first = {"tokendial.key": document["key"], "mlflow.user": document["tags"]["mlflow.user"]}
     return client.create_run(where, int(time.time() * 1000), first, document["name"])
+
+
+def _show(client: MlflowClient, experiment: str, counts: Sequence[int]) -> None:
+    """Give an experiment the view of its runs, once: what somebody changes there stays."""
+    if counts and TAG not in client.get_experiment(experiment).tags:
+        for key, value in experiment_tags(counts).items():
+            client.set_experiment_tag(experiment, key, value)
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:

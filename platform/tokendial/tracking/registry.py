@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
-from tokendial.model_folder import DIGESTS, check_digests
+from tokendial.model_folder import DIGESTS, LADDER, check_digests
 from tokendial.tracking.opening import experiment_id
 from tokendial.tracking.server import AWAY, connect, patient, probe, reason
 from tokendial.tracking.uri import redact
@@ -113,7 +113,22 @@ def register(uri: str, name: str, folder: Path, run_id: str | None, tags: Mappin
         # A store opened here, unlike a server, looks a model up at the process's own default address.
         remote = uri.startswith("http")
         source, link = (f"models:/{model_id}" if remote else place), (model_id if remote or run_id else None)
-        return _version(client.create_model_version(name, source, run_id, {**tags, **own}, model_id=link))
+        about = ladder_markdown(folder)
+        stored = client.create_model_version(name, source, run_id, {**tags, **own}, description=about, model_id=link)
+        return _version(stored)
+
+
+def ladder_markdown(folder: Path) -> str:
+    """The folder's ladder as MLflow's page of a version shows it; empty where there is none."""
+    if not (folder / LADDER).is_file():
+        return ""
+    ladder = json.loads((folder / LADDER).read_text("utf-8"))
+    lines = ["| tokens per image | quality | GFLOPs an answer | latency, ms |", "|---|---|---|---|"]
+    for row in ladder["rows"]:
+        latency = row.get("latency_ms")
+        shown = "" if latency is None else f"{latency:.1f}"
+        lines.append(f"| {row['count']} | {row['quality']:.3f} | {row['cost_flops'] / 1e9:.3g} | {shown} |")
+    return f"Ladder on {ladder.get('split', 'none')}\n\n" + "\n".join(lines)
 
 
 def move_alias(
