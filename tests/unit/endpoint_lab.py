@@ -33,7 +33,7 @@ def chat(*parts: dict[str, Any], text: str = "what is it", **fields: Any) -> dic
 
 
 class ScriptedBackend:
-    """Says the question's words back; the words `busy`, `bad`, `slow` and `lost` do as they say."""
+    """Says the question's words back; the words `busy`, `full`, `bad`, `slow` and `lost` do as they say."""
 
     def __init__(self) -> None:
         self.requests: list[ServeRequest] = []
@@ -62,8 +62,8 @@ class ScriptedBackend:
         counts = tuple(ask.count or COUNTS[-1] for ask in request.asks)
         if bad := [count for count in counts if count not in COUNTS]:
             raise BadRequest("visual_tokens", f"{bad[0]} visual tokens are not admissible; {COUNTS} are")
-        if "busy" in words:
-            raise Busy("no room", 2.5)
+        if "busy" in words or "full" in words:
+            raise Busy("no room", 2.5, full="full" in words)
         if "bad" in words:
             raise BadRequest("messages", "a bad question")
         reason = "asked" if any(ask.count for ask in request.asks) else "largest"

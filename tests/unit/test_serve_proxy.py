@@ -1,4 +1,4 @@
-"""Small bodies travel in the scope; chunked, large and slow ones are fetched, and none is lost or read twice."""
+"""Small bodies travel in the scope; others are fetched, and none is lost or read twice. Who is full says so at once."""
 
 import http.client
 import json
@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from endpoint_lab import ScriptedBackend, chat, post, running
+from endpoint_lab import ScriptedBackend, chat, get, post, running
 from starlette.types import Receive, Scope, Send
+from tokendial.serve import proxy
 from tokendial.serve.ingress import Options, create_app
 from tokendial.serve.limits import Caps
-from tokendial.serve.proxy import CARRIED, MOST_BYTES, BodyAhead
+from tokendial.serve.proxy import CARRIED, MOST_BYTES, BodyAhead, Crowd
 
 
 async def told(scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,3 +93,28 @@ def test_the_endpoint_answers_what_was_carried_under_the_same_limits_and_hears_w
         while not backend.cancelled:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_a_crowd_is_turned_away_without_asking_and_counted_and_only_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proxy, "HOLD_S", 1.0)
+    backend = ScriptedBackend()
+    with running(Crowd(BodyAhead(create_app(backend, Options())))) as url:
+        status, told, headers = post(url, chat(text="full"))
+        assert (status, told["error"]["code"]) == (429, "busy")
+        again = [post(url, chat(text="full")) for _ in range(3)]
+        assert [(status, told) for status, told, _ in again] == [(429, told)] * 3
+        assert [each["retry-after"] for _, _, each in again] == [headers["retry-after"]] * 3
+        assert len(backend.requests) == 1
+        assert get(url, "/healthz")[0] == 200
+        time.sleep(1.0)
+        assert post(url, chat())[0] == 200
+        assert 'tokendial_serve_refusals_total{cause="busy"} 4.0' in get(url, "/metrics")[1]
+
+
+def test_a_refusal_for_a_requests_own_reasons_turns_nobody_else_away() -> None:
+    backend = ScriptedBackend()
+    with running(Crowd(create_app(backend, Options()))) as url:
+        assert post(url, chat(text="busy"))[0] == 429
+        assert post(url, chat())[0] == 200

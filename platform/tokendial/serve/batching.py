@@ -36,11 +36,11 @@ class Start:
 
 
 class Full(Exception):
-    """No room, or no hope of an answer in time; `retry_after_s` is when there may be."""
+    """No room for anybody, or no hope of an answer in time; `retry_after_s` is when there may be."""
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    def __init__(self, message: str, retry_after_s: float, for_all: bool) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.for_all = retry_after_s, for_all
 
 
 @dataclass
@@ -115,12 +115,13 @@ class Batcher:
         Full where there is no place, or where its target cannot be met.
         """
         if self.num_waiting >= self._max_queue:
-            raise Full(f"{self._max_queue} requests are waiting", self.retry_after_s())
+            raise Full(f"{self._max_queue} requests are waiting", self.retry_after_s(), for_all=True)
         expected = min(self.new_tokens, max_new_tokens)
         work_s = self.governor.work_s(terms, expected)
         self.governor.arrived(now, work_s, met=self.ahead_s()[0] > 0)
         if not self.governor.admits(terms, self.ahead_s(), expected):
-            raise Full("the work ahead leaves no time to answer within the target", self.retry_after_s())
+            told = "the work ahead leaves no time to answer within the target"
+            raise Full(told, self.retry_after_s(), for_all=False)
         self._reserved[ticket_id] = _Reserved(terms, work_s)
         self._add(work_s, 1)
 

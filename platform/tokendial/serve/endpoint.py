@@ -71,7 +71,7 @@ class ReplicaBackend:
                 await self._again(attempt, error)
                 continue
             except (BackPressureError, DeploymentUnavailableError) as error:
-                raise Busy("no engine has room", 1.0) from error
+                raise Busy("no engine has room", 1.0, full=True) from error
             except asyncio.CancelledError:
                 response.cancel()
                 raise
@@ -97,7 +97,7 @@ class ReplicaBackend:
                     raise Lost from error
                 await self._again(attempt, error)
             except (BackPressureError, DeploymentUnavailableError) as error:
-                raise Busy("no engine has room", 1.0) from error
+                raise Busy("no engine has room", 1.0, full=True) from error
             finally:
                 pieces.cancel()
 

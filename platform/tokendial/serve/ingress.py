@@ -24,6 +24,7 @@ from tokendial.serve.exposition import Exposition
 from tokendial.serve.keys import Key, KeyStore, Usage
 from tokendial.serve.limits import Caps, Gate
 from tokendial.serve.openapi import CHAT, READ_RESPONSES, RESPONSES, document
+from tokendial.serve.proxy import FULL
 from tokendial.serve.remote import fetch
 from tokendial.serve.request import BadRequest, Busy, Done, ServeRequest
 from tokendial.serve.schema import ChatRequest, images, parse, problem
@@ -120,8 +121,8 @@ class Endpoint:
         except Busy as error:
             code = self._status(served, owner, 429)
             self._series.refused("busy")
-            wait = {"retry-after": str(max(1, round(error.retry_after_s + 0.5)))}
-            return JSONResponse(problem(code, str(error), None, "busy"), code, wait)
+            told = {"retry-after": str(max(1, round(error.retry_after_s + 0.5)))} | ({FULL: "1"} if error.full else {})
+            return JSONResponse(problem(code, str(error), None, "busy"), code, told)
         except Left:
             return Response(status_code=self._status(served, owner, CLIENT_LEFT))
         self._answered(made, answer, served, owner, began_s)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokendial.serve.keys import Key, KeyStore
-from tokendial.serve.proxy import CARRIED
+from tokendial.serve.proxy import CARRIED, REFUSED
 from tokendial.serve.rate import Bucket, take
 from tokendial.serve.schema import problem
 
@@ -65,6 +65,8 @@ class Gate:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         self._working += 1
+        for _ in range(scope.pop(REFUSED, 0)):
+            self._refused("busy", 429)
         try:
             state = scope.setdefault("state", {})
             state["key"] = self._admit(scope)

@@ -1,24 +1,29 @@
-"""What runs in Ray Serve's HTTP proxy: a body that comes at once travels with the head of its request.
+"""What runs in Ray Serve's HTTP proxy, where a request costs least: bodies go ahead, and a crowd is turned away.
 
-Serve hands a replica the head alone and lets it call back for the body, which costs as much as the whole of an empty
-request. Here the body is put into the ASGI scope, where `limits.Gate` looks first; large or slow ones go Serve's way.
+Serve hands a replica the head of a request and lets it call back for the body, which costs as much as the whole of an
+empty request. Here a body that comes at once is put into the ASGI scope, where `limits.Gate` looks first.
 """
 
 import asyncio
+import time
 from collections import deque
 from contextlib import suppress
+from copy import deepcopy
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-CARRIED = "tokendial.body"
+CARRIED, REFUSED = "tokendial.body", "tokendial.refused"
 MOST_BYTES = 2**20
 PATIENCE_S = 0.05
+# On a refusal: nobody else would have had room either. What is known for so long is not asked again.
+FULL = "x-tokendial-full"
+HOLD_S = 0.05
 
 
 def middlewares() -> list[Middleware]:
     """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names; each proxy calls it as it starts."""
-    return [Middleware(BodyAhead)]
+    return [Middleware(BodyAhead), Middleware(Crowd)]
 
 
 class BodyAhead:
@@ -42,6 +47,45 @@ class BodyAhead:
             return read.popleft() if read else await receive()
 
         await self._app(scope, rest, send)
+
+
+class Crowd:
+    """An ASGI application that, once it said that it is full, says so for a moment without being asked.
+
+    The next request that comes through tells it how many it did not see, in the scope: it keeps the count.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._refusal: list[Message] = []
+        self._until_s = 0.0
+        self._unseen = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        if time.monotonic() < self._until_s:
+            self._unseen += 1
+            for message in self._refusal:
+                # Whoever sends it may add to its headers.
+                await send(deepcopy(message))
+            return
+        scope[REFUSED], self._unseen = self._unseen, 0
+        said: list[Message] = []
+
+        async def heard(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [(name, value) for name, value in message["headers"] if name != b"x-request-id"]
+                if any(name == FULL.encode() for name, _ in headers):
+                    said.append({**message, "headers": headers})
+            elif said:
+                said.append(message)
+                if not message.get("more_body"):
+                    self._refusal, self._until_s = said, time.monotonic() + HOLD_S
+            await send(message)
+
+        await self._app(scope, receive, heard)
 
 
 def _length(scope: Scope) -> int:

@@ -27,10 +27,13 @@ class Refusal:
     message: str
     field: str = ""
     retry_after_s: float = 0.0
+    full: bool = False
 
     def error(self) -> BadRequest | Busy:
         """The exception that this stands for."""
-        return BadRequest(self.field, self.message) if self.kind == "bad" else Busy(self.message, self.retry_after_s)
+        if self.kind == "bad":
+            return BadRequest(self.field, self.message)
+        return Busy(self.message, self.retry_after_s, self.full)
 
 
 class EngineReplica:
@@ -98,4 +101,4 @@ class EngineReplica:
 def _refusal(error: BadRequest | Busy) -> Refusal:
     if isinstance(error, BadRequest):
         return Refusal("bad", str(error), field=error.field)
-    return Refusal("busy", str(error), retry_after_s=error.retry_after_s)
+    return Refusal("busy", str(error), retry_after_s=error.retry_after_s, full=error.full)

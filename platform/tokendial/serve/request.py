@@ -97,8 +97,11 @@ class BadRequest(ValueError):
 
 
 class Busy(Exception):
-    """No room in the queue, or no longer wanted in time; `retry_after_s` is when to try again."""
+    """No room in the queue, or no longer wanted in time; `retry_after_s` is when to try again.
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    `full` says that there is room for nobody, whatever he asks for.
+    """
+
+    def __init__(self, message: str, retry_after_s: float, full: bool = False) -> None:
         super().__init__(message)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.full = retry_after_s, full
