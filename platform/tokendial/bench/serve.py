@@ -81,6 +81,6 @@ def _measure(part: str) -> Callable[[Path, bool], list[records.Row]]:
     def governor(folder: Path, quick: bool) -> list[records.Row]:
         model = serve_engine.bench_model(folder / "model")
         loads = (0.5,) if quick else (0.5, 0.7, 0.85, 2.0)
-        return asyncio.run(serve_engine.governor_rows(model, 5.0 if quick else 30.0, loads))
+        return asyncio.run(serve_engine.governor_rows(model, 5.0 if quick else 20.0, loads))
 
     return {"edge": edge, "overload": overload, "counts": counts, "batching": batching, "governor": governor}[part]
