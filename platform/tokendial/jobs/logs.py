@@ -27,14 +27,17 @@ def read_logs(run: str, cluster: Cluster | None = None) -> Mapping[str, str]:
             asked.append(f"{folder} holds none")
         except ConfigError as error:
             asked.append(str(error))
-    cluster = cluster or (Cluster(place) if place else None)
-    if cluster is not None:
+    if cluster is not None or place is not None:
         try:
-            job = find(cluster, run)
+            found_there = cluster or Cluster(str(place))
+            job = find(found_there, run)
             if job is not None:
-                return {"driver": cluster.logs(job["submission_id"])}
-            asked.append(f"the cluster at {cluster.url} has no job of it")
-        except Unreachable as error:
+                return {"driver": found_there.logs(job["submission_id"])}
+            asked.append(f"the cluster at {found_there.url} has no job of it")
+        except (Unreachable, ConfigError) as error:
+            # The token of a cluster that is gone is often gone too.
+            if cluster is not None and isinstance(error, ConfigError):
+                raise
             asked.append(str(error))
     uri = resolve_uri(os.environ.get("MLFLOW_TRACKING_URI"), runs.home())
     if uri.startswith("http"):
