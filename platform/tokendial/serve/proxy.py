@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 CARRIED, REFUSED = "tokendial.body", "tokendial.refused"
 MOST_BYTES = 2**20
 PATIENCE_S = 0.05
-# On a refusal: nobody else would have had room either. What is known for so long is not asked again.
-FULL = "x-tokendial-full"
+# A refusal with this header: nobody else would have had room either. For so long that is not asked again.
+PATH, FULL = "/v1/chat/completions", "x-tokendial-full"
 HOLD_S = 0.05
 
 
@@ -62,7 +62,7 @@ class Crowd:
         self._unseen = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["path"] != PATH:
             await self._app(scope, receive, send)
             return
         if time.monotonic() < self._until_s:
