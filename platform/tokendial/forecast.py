@@ -14,7 +14,7 @@ from tokendial.train.driver import with_horizon
 from tokendial.train.horizon import language_span, run_cost, stage_plans
 
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
-SECONDS_COVER = "one worker's passes on this machine; without communication, start-up and scoring"
+SECONDS_COVER = "one worker's passes and its share of the scoring on this machine; without communication and start-up"
 
 
 def forecast(config: RunConfig[Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _probe(config: RunConfig[Any], cost: Cost) -> dict[str, Any]:
 
     from tokendial.train.loop import Job
     from tokendial.train.memory import free_bytes, peak_bytes
-    from tokendial.train.probe import stage_seconds
+    from tokendial.train.probe import scoring_seconds, stage_seconds
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     needed, free = BYTES_PER_PARAMETER * sum(cost.num_parameters.values()), free_bytes(device)
@@ -84,11 +84,15 @@ def _probe(config: RunConfig[Any], cost: Cost) -> dict[str, Any]:
         config.workers, device, torch.float32,
     )  # fmt: skip
     began = time.perf_counter()
-    seconds = sum(stage_seconds(job, plan) for plan in plans)
+    training = sum(stage_seconds(job, plan) for plan in plans)
+    scoring = scoring_seconds(job, plans)
+    price = config.tracking.price_per_hour
     return {
         "examples": {split: len(items) for split, items in sets.items()},
         "data_digests": dict(data.digests(config)),
-        "seconds_training": round(seconds, 1),
+        "seconds_training": round(training, 1),
+        "seconds_scoring": round(scoring, 1),
+        "cost": None if price is None else config.workers * (training + scoring) / 3600 * price,
         "seconds_cover": SECONDS_COVER,
         "peak_bytes_per_worker": peak_bytes(device),
         "probe_seconds": round(time.perf_counter() - began, 1),

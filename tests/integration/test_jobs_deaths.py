@@ -8,8 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from jobs_lab import TINY, Place, add_node, environment, kill_node, local_cluster, raylet, restart_head
+from jobs_lab import ROOT, TINY, Place, add_node, environment, kill_node, local_cluster, raylet, restart_head
 from run_lab import finished, history, until
+from tokendial.bench.lost_head import head_rows
 from tokendial.jobs import Cluster
 
 pytestmark = pytest.mark.slow
@@ -87,3 +88,8 @@ def test_a_head_with_stored_state_remembers_its_jobs_and_a_run_goes_on(tmp_path:
         again = place.say(tmp_path, *command)
         assert again.code == 0, again.err
         assert result(place, "head")["steps"] == 60
+
+
+def test_a_head_killed_under_load_costs_no_request(tmp_path: Path) -> None:
+    failed, *_ = head_rows(ROOT / "clusters" / "local", tmp_path, 200)
+    assert failed.value == 0, failed

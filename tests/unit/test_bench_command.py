@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tokendial import bench
-from tokendial.bench import train
+from tokendial.bench import jobs, train
 from tokendial.experiments import ConfigError
 
 
@@ -18,7 +18,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_unknown_part_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="'serving' is unknown; choose one of train, serve, search, kernels"):
+    with pytest.raises(ConfigError, match="'serving' is unknown; choose one of train, serve, search, jobs, kernels"):
         bench.run("serving", [])
 
 
@@ -29,10 +29,13 @@ def test_an_unknown_part_exits_2_with_a_sentence() -> None:
 
 
 def test_help_teaches_the_options() -> None:
-    done = command("train", "--help")
-    assert done.returncode == 0, done.stderr
-    for word in ("--steps", "--only", "--out", "--experiment", "--quick", "--show", *train.PARTS):
-        assert word in done.stdout
+    for part, words in {
+        "train": ("--steps", "--only", "--out", "--experiment", "--quick", "--show", *train.PARTS),
+        "jobs": ("--only", "--out", "--quick", "--show", *jobs.PARTS),
+    }.items():
+        done = command(part, "--help")
+        assert done.returncode == 0, done.stderr
+        assert [word for word in words if word not in done.stdout] == []
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ PARTS = {
     "train": "tokendial.bench.train",
     "serve": "tokendial.bench.serve",
     "search": "tokendial.bench.search",
+    "jobs": "tokendial.bench.jobs",
     "kernels": "tokendial_kernels.bench",
 }
 

@@ -160,6 +160,8 @@ def kill_node(node: subprocess.Popen[bytes]) -> None:
 
 def restart_head(place: Place) -> None:
     """The head again, at the same ports, as its supervisor does it."""
+    # Beside a second node, `ray start` would take that node's processes for a head at the address in this file.
+    (place.home.parent / "ray" / "ray_current_cluster").unlink(missing_ok=True)
     _wait(place, _node(place, "head.sh", place.head))
 
 

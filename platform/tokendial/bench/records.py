@@ -59,7 +59,8 @@ class Row(BaseModel):
         """Whether the target is reached; None where there is none."""
         if self.at_most is None and self.at_least is None:
             return None
-        return self.value <= (self.at_most or float("inf")) and self.value >= (self.at_least or 0.0)
+        most = float("inf") if self.at_most is None else self.at_most
+        return (self.at_least or 0.0) <= self.value <= most
 
     @property
     def target(self) -> str:
@@ -71,7 +72,7 @@ class Row(BaseModel):
     def figure(self) -> str:
         """The value as it is quoted: 1.034×, 0.91, 160 ms, 23.4 s, 0.41 %."""
         digits = {"ratio": "{:.3f}×", "s": "{:.3g} s", "ms": "{:.3g} ms", "share": "{:.2%}", "MiB": "{:.0f} MiB"}
-        digits |= {"/s": "{:.4g}/s"}
+        digits |= {"MB": "{:.2g} MB", "/s": "{:.4g}/s"}
         return digits[self.unit].format(self.value)
 
 

@@ -34,7 +34,7 @@ def start_rows(experiment: str) -> list[Row]:
         if done.returncode:
             raise WorkFailed(f"{' '.join(command[1:])} failed: {done.stderr.strip()[-400:]}")
         result = json.loads(done.stdout.splitlines()[-1])
-        first_s = _first_step(Path(home) / "mlflow.db") - began
+        first_s = first_step(Path(home) / "mlflow.db", result["name"]) - began
     peak = max(tally["peak_bytes"] for tally in result["ledger"]["counts"].values()) / 2**20
     setting = f"{experiment}, {STEPS} steps, warm"
     return [
@@ -44,12 +44,12 @@ def start_rows(experiment: str) -> list[Row]:
     ]
 
 
-def _first_step(database: Path) -> float:
-    """When the first step's loss was logged, seconds since the epoch."""
+def first_step(database: Path, run: str) -> float:
+    """When the loss of a run's first step was logged, seconds since the epoch."""
     connection = sqlite3.connect(database)
     try:
-        query = "select min(timestamp) from metrics where key = ?"
-        (milliseconds,) = connection.execute(query, (LOSS,)).fetchone()
+        query = "select min(timestamp) from metrics join runs using (run_uuid) where key = ? and runs.name = ?"
+        (milliseconds,) = connection.execute(query, (LOSS, run)).fetchone()
     finally:
         connection.close()
     return milliseconds / 1e3

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from math import ceil
 from statistics import median
 
 import torch
 from tokendial.contracts import Batch
+from tokendial.scores import grade
 from tokendial.train.engine import freeze_all_but
 from tokendial.train.horizon import StagePlan
 from tokendial.train.loop import Job
@@ -37,6 +39,31 @@ def stage_seconds(job: Job, stage: StagePlan) -> float:
     for kind, times in counted.items():
         total += times * median(_pass_seconds(job, module, examples[kind], train_tower) for _ in range(repeats))
     return total + steps * _optimizer_seconds(job, optimizer)
+
+
+def scoring_seconds(job: Job, stages: Sequence[StagePlan]) -> float:
+    """Seconds of the first worker's share of the curves on the way and at the end, from one batch at every count."""
+    config, settings = job.config, job.config.evaluation
+    model = job.task.build_model(config).to(job.device, job.dtype)
+    batch = [job.examples[i] for i in range(min(settings.batch_size, len(job.examples)))]
+
+    def once() -> float:
+        began = time.perf_counter()
+        grade(job.task, model, job.data, batch, config, settings.counts, job.device, job.dtype)
+        _settle(job)
+        return time.perf_counter() - began
+
+    final = settings.test_examples if settings.split == "test" else settings.validation_examples
+    on_the_way = sum(
+        sum(step % settings.every == 0 for step in range(plan.start + 1, plan.stop + 1))
+        for plan in stages
+        if settings.every and plan.config.objective == "language"
+    )
+    rounds = ceil(final / settings.batch_size / job.world)
+    rounds += on_the_way * ceil(settings.validation_examples / settings.batch_size / job.world)
+    # The first batch also allocates what the others find.
+    once()
+    return rounds * once()
 
 
 def _passes(job: Job, stage: StagePlan) -> tuple[Counter[Kind], dict[Kind, list[Work] | None]]:
