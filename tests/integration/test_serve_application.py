@@ -9,11 +9,14 @@ import struct
 import time
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 from PIL import Image
 from ray import serve
@@ -202,3 +205,76 @@ def test_versions_change_under_traffic_and_a_bad_one_never_serves(
     assert any("promoted by alice" in line for line in said)
     other = asked(url, picture(5), "digits@16", seed=1)["choices"][0]["message"]["content"]
     assert other == asked(url, picture(5), "digits@16")["choices"][0]["message"]["content"]
+
+
+@pytest.mark.slow
+def test_a_killed_controller_loses_no_answer(url: str) -> None:
+    with Traffic(url) as traffic:
+        time.sleep(0.5)
+        [controller] = named("ServeController")
+        controller.kill()
+        wait_until(lambda: [other.pid for other in named("ServeController")] not in ([], [controller.pid]), 60)
+        before = traffic.seen[200]
+        wait_until(lambda: traffic.seen[200] >= before + 10, 10)
+    assert set(traffic.seen) == {200}
+
+
+@pytest.mark.slow
+def test_a_version_that_hangs_in_its_start_never_serves(
+    endpoint: tuple[Keeper, str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, url, said = endpoint
+    stuck = model_folder(tmp_path, seed=4)
+    (stuck / "SHA256SUMS").unlink()
+    # Whoever opens it for reading waits for a writer, who never comes.
+    os.mkfifo(stuck / "SHA256SUMS")
+    opened: Any = keeper
+    short = opened._endpoint.settings.model_copy(update={"start_timeout_s": 6.0})
+    monkeypatch.setattr(opened._endpoint, "settings", short)
+    with Traffic(url) as traffic, pytest.raises(WorkFailed, match="not ready within 6 s"):
+        keeper.change(source_of(stuck), "mallory", "an experiment")
+    assert "refused by mallory" in said[-1]
+    assert set(traffic.seen) == {200}
+    assert len(traffic.versions) == 1
+    assert asked(url, picture(), "digits@4")["usage"]["visual_tokens"] == 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+def test_bombs_do_not_grow_memory(url: str) -> None:
+    asked(url, picture(), "digits@4")
+    parts = {process.pid: process.cmdline()[0] for process in named("ServeReplica")}
+    assert len(parts) == 2
+    for pid in parts:
+        # 5: the peak begins anew here.
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+    before = {pid: memory_mib(pid, "VmRSS") for pid in parts}
+    bombs = [BAD[kind] for kind in ("65k x 65k", "bomb of few bytes", "a sliver")] * 4
+    with ThreadPoolExecutor(len(bombs)) as clients:
+        assert {status for status, _ in clients.map(lambda bomb: posted(url, body(bomb, "digits@4")), bombs)} == {400}
+    grown = {name: memory_mib(pid, "VmHWM") - before[pid] for pid, name in parts.items()}
+    assert all(growth <= 64 for growth in grown.values()), grown
+
+
+def named(part: str) -> list[psutil.Process]:
+    """Ray's actors of this class in the session's cluster."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        # Some end while the others are looked at.
+        with suppress(psutil.NoSuchProcess):
+            if " ".join(process.cmdline()).startswith(f"ray::{part}"):
+                found.append(process)
+    return found
+
+
+def memory_mib(pid: int, field: str) -> float:
+    """A field of a process's memory, such as VmRSS (now) or VmHWM (its peak)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f"{field}:")]
+    return int(line.split()[1]) / 1024
+
+
+def wait_until(happened: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
