@@ -85,7 +85,7 @@ def _probe(config: RunConfig[Any], cost: Cost) -> dict[str, Any]:
     )  # fmt: skip
     began = time.perf_counter()
     training = sum(stage_seconds(job, plan) for plan in plans)
-    scoring = scoring_seconds(job, plans)
+    scoring = scoring_seconds(job, plans, sets[config.evaluation.split])
     price = config.tracking.price_per_hour
     return {
         "examples": {split: len(items) for split, items in sets.items()},

@@ -9,7 +9,7 @@ from math import ceil
 from statistics import median
 
 import torch
-from tokendial.contracts import Batch
+from tokendial.contracts import Batch, Example
 from tokendial.scores import grade
 from tokendial.train.engine import freeze_all_but
 from tokendial.train.horizon import StagePlan
@@ -41,11 +41,11 @@ def stage_seconds(job: Job, stage: StagePlan) -> float:
     return total + steps * _optimizer_seconds(job, optimizer)
 
 
-def scoring_seconds(job: Job, stages: Sequence[StagePlan]) -> float:
+def scoring_seconds(job: Job, stages: Sequence[StagePlan], scored: Sequence[Example]) -> float:
     """Seconds of the first worker's share of the curves on the way and at the end, from one batch at every count."""
     config, settings = job.config, job.config.evaluation
     model = job.task.build_model(config).to(job.device, job.dtype)
-    batch = [job.examples[i] for i in range(min(settings.batch_size, len(job.examples)))]
+    batch = [scored[i] for i in range(min(settings.batch_size, len(scored)))]
 
     def once() -> float:
         began = time.perf_counter()
