@@ -208,9 +208,12 @@ def test_a_dry_run_forecasts_and_writes_nothing(home: Path) -> None:
     assert forecast["config"]["experiment"] == "digits.tiny"
     assert forecast["config"]["budget"]["horizon"] == forecast["steps"] == 12
     assert forecast["stages"] == {"warm_tower": 4, "all": 8}
-    assert sum(forecast["steps_per_count"].values()) == 8
+    # A step may have several counts.
+    per_count = forecast["steps_per_count"].values()
+    assert max(per_count) <= 8 <= sum(per_count)
     assert forecast["flops"] > 1e9
     assert forecast["seconds_training"] > 0
+    assert forecast["seconds_scoring"] > 0
     assert forecast["peak_bytes_per_worker"] > 100 << 20
     assert set(forecast["data_digests"]) == {"train", "validation", "test"}
     shown = say("train", *RUN, "--dry-run", home=home)
