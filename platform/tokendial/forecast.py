@@ -90,8 +90,8 @@ def _probe(config: RunConfig[Any], cost: Cost) -> dict[str, Any]:
     return {
         "examples": {split: len(items) for split, items in sets.items()},
         "data_digests": dict(data.digests(config)),
-        "seconds_training": round(training, 1),
-        "seconds_scoring": round(scoring, 1),
+        "seconds_training": round(training, 3),
+        "seconds_scoring": round(scoring, 3),
         "cost": None if price is None else config.workers * (training + scoring) / 3600 * price,
         "seconds_cover": SECONDS_COVER,
         "peak_bytes_per_worker": peak_bytes(device),
