@@ -148,7 +148,7 @@ async def governor_rows(folder: Path, seconds: float, loads: Sequence[float], th
     full count takes to come back once the load is gone.
     """
     modes = ("on", "off")
-    engines = {mode: _engine(folder, threads, slots=CONCURRENCY, governor=mode, max_queue=512) for mode in modes}
+    engines = {mode: _engine(folder, threads, slots=CONCURRENCY, governor=mode, max_queue=256) for mode in modes}
     for engine in engines.values():
         await engine.calibrate()
     capacity, ratio = await _capacity(engines["off"])

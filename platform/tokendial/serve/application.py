@@ -44,6 +44,8 @@ CLUSTER_ENVIRONMENT = {
     # The model has a thread of its own, so nothing here stops an event loop: one loop a process saves two hops a call.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # One message each way for a call, where Ray's actor calls take four.
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tokendial.serve.proxy:middlewares",
 }
 
