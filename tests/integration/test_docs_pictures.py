@@ -1,11 +1,8 @@
 """The pictures of docs/comparing.md are made anew: MLflow's own pages show what the text says they show."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "images"))
 from pictures import CHROMIUM, make_runs, server, shoot
 
 ROOT = Path(__file__).parents[2]

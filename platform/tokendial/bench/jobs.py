@@ -39,9 +39,12 @@ def main(arguments: Sequence[str]) -> int:
     if not SCRIPTS.is_dir():
         raise ConfigError(f"{SCRIPTS} is not here; run this in the repository's root")
     environment.apply()
+    from tokendial.train.driver import sigterm_raises
+
     for part in parts:
         before = records.load()
-        with tempfile.TemporaryDirectory(prefix="tokendial-bench-") as folder:
+        # A cluster that was started for a part ends with it, also where this process is told to stop.
+        with sigterm_raises(), tempfile.TemporaryDirectory(prefix="tokendial-bench-") as folder:
             found = records.section(_measure(part)(Path(folder), chosen.quick), before)
         console.print(f"{part}: {PARTS[part]} (load {before} before, {found.load_after} after)", highlight=False)
         console.print(records.table(found.rows))
