@@ -169,10 +169,15 @@ def loads(url: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_killed_replica_loses_no_answer(url: str) -> None:
+def test_a_killed_replica_loses_no_answer_and_ends_a_stream_with_an_error(url: str) -> None:
     with Traffic(url) as traffic:
         time.sleep(1)
         [load] = loads(url)
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+        long = body(picture(), "digits@4", max_tokens=1000, stream=True)
+        connection.request("POST", "/v1/chat/completions", json.dumps(long))
+        stream = connection.getresponse()
+        stream.read(10)
         os.kill(load["pid"], signal.SIGKILL)
         before = traffic.seen[200]
         deadline = time.monotonic() + 60
@@ -180,6 +185,10 @@ def test_a_killed_replica_loses_no_answer(url: str) -> None:
             time.sleep(0.1)
     assert set(traffic.seen) == {200}
     assert traffic.seen[200] >= before + 10
+    events = stream.read()
+    connection.close()
+    assert b"[DONE]" not in events
+    assert json.loads(events.splitlines()[-2].removeprefix(b"data: "))["error"]["code"] == "lost"
 
 
 @pytest.mark.slow
