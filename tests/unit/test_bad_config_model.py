@@ -55,7 +55,11 @@ BAD = {
         ["schedule=sandwich", "schedule.importance=true"],
         ["schedule.importance", "sandwich"],
     ),
-    "random counts without a sandwich": ("digits", ["schedule.random_counts=2"], ["schedule.random_counts 2", "smallest"]),
+    "random counts without a sandwich": (
+        "digits",
+        ["schedule.random_counts=2"],
+        ["schedule.random_counts 2", "smallest"],
+    ),
     "strata without stratification": ("digits", ["schedule.stratum=4"], ["schedule.stratum 4", "stratified"]),
     "queries of a pooling projector": ("digits", ["model.max_queries=200"], ["model.max_queries 200", "query"]),
     "query keys of a pooling projector": ("digits", ["model.query_keys=features"], ["model.query_keys", "query"]),
