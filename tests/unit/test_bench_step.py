@@ -53,10 +53,10 @@ def test_the_slowest_rank_counts() -> None:
 
 @pytest.mark.parametrize("part", [(), step.SAVING_OVERRIDES], ids=["step", "saving"])
 def test_the_measured_configurations_resolve(part: tuple[str, ...]) -> None:
-    config = step.configuration("digits", 1, 9, 8, *part)
+    config = step.configuration("digits.demo", 1, 9, 8, *part)
     assert (config.rows, config.accumulation, config.budget.steps, len(config.stages)) == (8, 1, 9, 1)
 
 
 def test_a_law_with_several_counts_a_step_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a law that gives one count a step"):
-        step.configuration("digits", 1, 9, 8, "schedule=m3")
+        step.configuration("digits.demo", 1, 9, 8, "schedule=m3")

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=int, default=40, help="steps of each loop after 5 of warm-up (default 40)")
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas (default all)")
-    parser.add_argument("--experiment", default="digits", help="experiment whose model and data are used")
+    parser.add_argument("--experiment", default="digits.demo", help="experiment whose model and data are used")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/train.json"), help="file the rows are kept in")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps, nothing kept: does it run?")
     parser.add_argument("--show", action="store_true", help="print kept rows and the README's table only")
