@@ -49,6 +49,7 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_modules_of_the_guide_import_and_what_follows_them_runs(tmp_path: Path, home: Path, ray_cluster: str) -> None:
     for block in blocks():
         name = re.match(r"# (\w+\.py)\n", block)

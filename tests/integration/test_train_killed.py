@@ -135,7 +135,11 @@ STOPS = {
 }
 
 
-@pytest.mark.parametrize("number", STOPS, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
 def test_a_run_told_to_stop_ends_killed_in_one_sentence(
     number: signal.Signals, home: Path, tmp_path: Path, ray_cluster: str
 ) -> None:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 TWO = ("workers=2", "evaluation.counts=[1,4,16]", "evaluation.test_examples=8", "evaluation.table_examples=2")
 
 
-@pytest.mark.parametrize("zero", [1, 3])
+@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_two_workers_train_to_the_end_and_leave_everything_behind(
     zero: int, home: Path, tmp_path: Path, worker_process: None
 ) -> None:
