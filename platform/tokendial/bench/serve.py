@@ -5,16 +5,13 @@ Parts run one after another; within a part, targets take turns. Leave the machin
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from tokendial import environment
-from tokendial.bench import records
+from tokendial.bench import parts, records
 
 PARTS = {
     "edge": "digits: added time and requests/s on Ray Serve, against its empty handler and uvicorn",
@@ -26,40 +23,18 @@ PARTS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print, keep; 0 whether or not targets are met, because the rows say so."""
-    chosen = _parser().parse_args(list(arguments))
-    parts = records.chosen_parts(chosen.only, PARTS)
-    console = Console(width=140)
+    """Measure, print, keep, or show what was kept."""
+    chosen = parts.parser("serve", __doc__, PARTS, "as few rounds as can be").parse_args(list(arguments))
+    records.chosen_parts(chosen.only, PARTS)
     if chosen.show:
-        for sections in records.read(chosen.out).values():
-            for part, section in sections.items():
-                console.print(f"{part}: {PARTS.get(part, '')}", highlight=False)
-                console.print(records.table(section.rows))
-        return 0
+        return parts.show(chosen.out)
     environment.apply()
-    for part in parts:
-        before = records.load()
+
+    def rows(part: str) -> list[records.Row]:
         with tempfile.TemporaryDirectory(prefix="tokendial-bench-") as folder:
-            found = records.section(_measure(part)(Path(folder), chosen.quick), before)
-        console.print(f"{part}: {PARTS[part]} (load {before} before, {found.load_after} after)", highlight=False)
-        console.print(records.table(found.rows))
-        if not chosen.quick:
-            records.keep(chosen.out, part, found)
-    return 0
+            return _measure(part)(Path(folder), chosen.quick)
 
-
-def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<9} {meaning}" for name, meaning in PARTS.items())
-    parser = argparse.ArgumentParser(
-        prog="tokendial bench serve",
-        description=f"{__doc__}\n\nParts:\n{listed}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas (default all)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/serve.json"), help="file the rows are kept in")
-    parser.add_argument("--quick", action="store_true", help="as few rounds as can be, nothing kept: does it run?")
-    parser.add_argument("--show", action="store_true", help="print kept rows only")
-    return parser
+    return parts.measure(chosen, PARTS, rows)
 
 
 def _measure(part: str) -> Callable[[Path, bool], list[records.Row]]:
