@@ -53,7 +53,7 @@ def test_the_default_space_covers_the_schedule_and_its_draws_are_runs() -> None:
         for found in (candidate(space, random(scalars(space), 0, place), BASE) for place in range(40))
     ]
     assert len({config.schedule.counts for config in configs}) > 3
-    assert {config.schedule.mix for config in configs} == {"one", "all", "sandwich"}
+    assert {config.schedule.mix for config in configs} == {"one", "all", "smallest", "sandwich"}
     assert any(config.schedule.distil for config in configs)
     assert {len(config.schedule.phases) for config in configs} == {1, 2}
 

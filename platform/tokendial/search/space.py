@@ -54,7 +54,7 @@ def default_space(base: RunConfig[Any]) -> Space:
         "schedule.phases": Phases(size),
         "schedule.temperature": LogUniform(0.5, 2.0),
         "schedule.temperature_end": LogUniform(0.5, 2.0),
-        "schedule.mix": Choice(("one", "all", "sandwich")),
+        "schedule.mix": Choice(("one", "all", "smallest", "sandwich")),
         "schedule.loss_weights": CountPower(-0.25, 0.25),
         "schedule.distil": Distillation(0.1, 2.0),
         "optimizer.projector_lr_factor": LogUniform(0.3, 3.0),
