@@ -14,7 +14,7 @@ from tokendial.train.driver import with_horizon
 from tokendial.train.horizon import language_span, run_cost, stage_plans
 
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
-SECONDS_COVER = "one worker's passes and its share of the scoring on this machine; without communication and start-up"
+SECONDS_COVER = "one worker's data, passes and share of the scoring on this machine; not Ray's start, nor communication"
 
 
 def forecast(config: RunConfig[Any]) -> dict[str, Any]:
@@ -73,26 +73,28 @@ def _probe(config: RunConfig[Any], cost: Cost) -> dict[str, Any]:
             "seconds_cover": f"not timed: the probe holds the whole model, {needed / 2**30:.1f} GiB with gradients "
             f"and moments, and {free / 2**30:.1f} GiB are free here",
         }
+    began = time.perf_counter()
     try:
         data, task = workload(config.workload).load(config)
         sets = data.datasets(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    preparing = time.perf_counter() - began
     plans = stage_plans(config, config.budget.horizon or 0)
     job = Job(
         config, data, task, cost, sets["train"], TokenSchedule(config.schedule), language_span(plans), 0,
         config.workers, device, torch.float32,
     )  # fmt: skip
-    began = time.perf_counter()
     training = sum(stage_seconds(job, plan) for plan in plans)
     scoring = scoring_seconds(job, plans, sets[config.evaluation.split])
-    price = config.tracking.price_per_hour
+    price, held = config.tracking.price_per_hour, preparing + training + scoring
     return {
         "examples": {split: len(items) for split, items in sets.items()},
         "data_digests": dict(data.digests(config)),
+        "seconds_preparing": round(preparing, 3),
         "seconds_training": round(training, 3),
         "seconds_scoring": round(scoring, 3),
-        "cost": None if price is None else config.workers * (training + scoring) / 3600 * price,
+        "cost": None if price is None else config.workers * held / 3600 * price,
         "seconds_cover": SECONDS_COVER,
         "peak_bytes_per_worker": peak_bytes(device),
         "probe_seconds": round(time.perf_counter() - began, 1),

@@ -20,15 +20,19 @@ FAULTS = {
     "never a number": {"nan": [0, 1, 2, 3, 4, 5]},
     "killed": {"kill": [1], "rank": 0},
     "hangs": {"slow": [1000.0]},
+    "fails again": {"fail": [2]},
 }
+# Every fourth of twenty trials has a fault.
+TRIALS = 20
+SABOTAGED = dict(zip(range(1, TRIALS, 4), FAULTS, strict=True))
 
 
 def faulty() -> Mapping[str, Any]:
-    """A good candidate between candidates that fail."""
+    """Good candidates with bad ones between them."""
     marker = os.environ[MARKER]
-    texts = [json.dumps({"marker": f"{marker}-{name}", **fault}) for name, fault in FAULTS.items()]
-    good = json.dumps({"marker": marker})
-    return {"description": Choice((texts[0], good, *texts[1:]))}
+    faults = {number: FAULTS[name] for number, name in SABOTAGED.items()}
+    texts = (json.dumps({"marker": f"{marker}-{number}", **faults.get(number, {})}) for number in range(TRIALS))
+    return {"description": Choice(tuple(texts))}
 
 
 def events(home: Path, search: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from run_lab import cluster_is_free, command, kill, say, until
-from search_lab import FAULTS, MARKER, QUICK, events, numbers
+from search_lab import MARKER, QUICK, SABOTAGED, TRIALS, events, numbers
 from tokendial import api, runs
 from tokendial.experiments import ConfigError
 from tokendial.model_folder import check_digests
@@ -101,7 +101,7 @@ def _check_promotion(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_failing_trials_are_explained_and_stop_nothing(
+def test_of_twenty_trials_five_are_sabotaged_and_fifteen_finish(
     home: Path, tmp_path: Path, ray_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(MARKER, str(tmp_path / "marker"))
@@ -110,14 +110,22 @@ def test_failing_trials_are_explained_and_stop_nothing(
     settings = (*kept, 'stages=[{"name": "all", "share": 1}]', "workload=train_faults:faulty", "max_failures=0")
     result = api.search("digits.tiny", settings, algorithm="grid", space="search_lab:faulty", limit_s=120.0, name="it")
     states = {row.number: (row.outcome.status, row.outcome.cause or "") for row in result.trials}
-    assert [status for status, _ in states.values()] == ["FAILED", "FINISHED", "FAILED", "FAILED", "FAILED"]
-    assert len(states) == 1 + len(FAULTS)
-    causes = {0: "on fire", 2: "is not finite", 3: "died", 4: "no progress for 120 s"}
-    for number, words in causes.items():
-        assert words in states[number][1], states[number]
-    assert result.best == 1
-    with pytest.raises(ConfigError, match="--trial 0 did not finish; finished trials are 1"):
-        api.promote("it", trial=0)
+    assert sorted(states) == list(range(TRIALS))
+    words = {
+        "fails": "on fire",
+        "never a number": "is not finite",
+        "killed": "died",
+        "hangs": "no progress for 120 s",
+        "fails again": "on fire",
+    }
+    for number, (status, cause) in sorted(states.items()):
+        fault = SABOTAGED.get(number)
+        assert status == ("FINISHED" if fault is None else "FAILED"), (number, status, cause)
+        assert cause == "" if fault is None else words[fault] in cause, (number, cause)
+    assert result.best is not None
+    assert result.best not in SABOTAGED
+    with pytest.raises(ConfigError, match="--trial 1 did not finish; finished trials are 0, 2"):
+        api.promote("it", trial=1)
 
 
 @pytest.mark.slow

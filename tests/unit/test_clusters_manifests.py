@@ -136,6 +136,13 @@ def test_no_manifest_holds_a_secret() -> None:
     assert not any(name.endswith(("PASSWORD", "_TOKEN", "SECRET", "_KEY")) for name in settings)
 
 
+def test_pods_have_the_environment_of_an_endpoint_s_own_cluster() -> None:
+    from tokendial.serve.application import CLUSTER_ENVIRONMENT
+
+    settings = DOCUMENTS["kuberay/environment.yaml"]["data"]
+    assert settings == settings | CLUSTER_ENVIRONMENT
+
+
 def test_own_servers_are_probed_and_ray_leaves_that_to_kuberay() -> None:
     for name in ("mlflow/deployment.yaml", "mlflow/postgres.yaml"):
         for pod in pods(DOCUMENTS[name]):

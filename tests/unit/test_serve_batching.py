@@ -225,3 +225,34 @@ def test_the_governor_of_a_model_with_one_count_has_nowhere_to_bend() -> None:
     outcome = simulate(poisson(3 * CAPACITY, 10, [BENDS], 0), alone)
     assert {one.choice.counts for one in outcome.accepted if one.choice} == {(256,)}
     assert outcome.late_share(1.0) < 0.01
+
+
+def test_a_crowd_is_let_come_together_and_who_is_alone_is_read_at_once() -> None:
+    queue = batcher(mode="on")
+    assert queue.gathering_s(0.0, 32) == inf
+    queue.admit(ticket(0, STAYS), 0.0)
+    assert queue.gathering_s(0.0, 32) == 0, "nobody was read before"
+    queue.admit(ticket(1, STAYS), 0.0)
+    assert started(queue) == [0, 1]
+    for number in (0, 1):
+        queue.leave(number)
+
+    queue.admit(ticket(2, STAYS, arrived=1.0), 1.0)
+    assert queue.gathering_s(1.0, 32) == pytest.approx(0.002), "the last pass had two"
+    queue.admit(ticket(3, STAYS, arrived=1.0015), 1.0015)
+    assert queue.gathering_s(1.002, 32) == pytest.approx(0.0015)
+    assert queue.gathering_s(1.0036, 32) == 0
+    assert queue.gathering_s(1.002, 2) == 0, "no slot is left for another"
+    whole_pass_s = COSTS.read_s(STAYS.wanted, 2)
+    late = 1.0 + whole_pass_s
+    queue.admit(ticket(4, STAYS, arrived=late), late)
+    assert 0 < queue.gathering_s(late, 32) < whole_pass_s, "longer than a pass takes is never waited"
+    assert started(queue, late) == [2, 3, 4]
+    for number in (2, 3, 4):
+        queue.leave(number)
+
+    queue.admit(ticket(5, STAYS, arrived=5.0), 5.0)
+    assert started(queue, 5.0) == [5]
+    queue.leave(5)
+    queue.admit(ticket(6, STAYS, arrived=6.0), 6.0)
+    assert queue.gathering_s(6.0, 32) == 0, "the last pass had one"

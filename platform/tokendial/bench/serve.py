@@ -15,6 +15,7 @@ from tokendial.bench import parts, records
 
 PARTS = {
     "edge": "digits: added time and requests/s on Ray Serve, against its empty handler and uvicorn",
+    "haproxy": "the same behind Ray's HAProxy, which binds every interface, in a network namespace of its own",
     "overload": "bench model: ten times the capacity",
     "counts": "bench model: smallest against largest count at batch 32",
     "batching": "bench model: batched by count against one after another",
@@ -39,10 +40,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def _measure(part: str) -> Callable[[Path, bool], list[records.Row]]:
     """A part's measurement as a function of an empty folder and of haste; torch and Ray are imported here."""
-    from tokendial.bench import serve_edge, serve_engine
+    from tokendial.bench import namespace, serve_edge, serve_engine
 
     def edge(folder: Path, quick: bool) -> list[records.Row]:
         return serve_edge.edge_rows(serve_edge.digits_model(folder / "model"), 2 if quick else 10)
+
+    def haproxy(folder: Path, quick: bool) -> list[records.Row]:
+        return namespace.haproxy_rows(serve_edge.digits_model(folder / "model"), 2 if quick else 10)
 
     def overload(folder: Path, quick: bool) -> list[records.Row]:
         return serve_edge.overload_rows(serve_engine.bench_model(folder / "model"), 5.0 if quick else 60.0)
@@ -58,4 +62,7 @@ def _measure(part: str) -> Callable[[Path, bool], list[records.Row]]:
         loads = (0.5,) if quick else (0.5, 0.7, 0.85, 2.0)
         return asyncio.run(serve_engine.governor_rows(model, 5.0 if quick else 20.0, loads))
 
-    return {"edge": edge, "overload": overload, "counts": counts, "batching": batching, "governor": governor}[part]
+    return {
+        "edge": edge, "haproxy": haproxy, "overload": overload, "counts": counts, "batching": batching,
+        "governor": governor,
+    }[part]  # fmt: skip

@@ -13,6 +13,8 @@ from math import inf
 from tokendial.serve.governor import Choice, Governor, Terms
 
 _STALL = 0.25
+# Requests of a crowd follow one another closer than this; what a pass costs for one more is far less than a pass.
+_GAP_S = 0.002
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Batcher:
         self._running: dict[int, _Running] = {}
         self._waiting_s = [0.0] * governor.num_levels
         self._running_s = 0.0
+        self._last_rows = 0
         self.new_tokens = 8.0
 
     @property
@@ -158,6 +161,19 @@ class Batcher:
         own_s = next(reversed(self._waiting.values())).work_s
         return self.governor.update(now, [total - own for total, own in zip(self.ahead_s(), own_s, strict=True)])
 
+    def gathering_s(self, now: float, slots: int) -> float:
+        """For how long an idle engine should let more requests come before it reads; infinite where none waits.
+
+        Only where the last pass had several: somebody who is alone never waits. At most as long as the pass will take.
+        """
+        if not self._waiting:
+            return inf
+        if self._last_rows < 2 or len(self._waiting) >= slots:
+            return 0.0
+        first, last = next(iter(self._waiting.values())).ticket, next(reversed(self._waiting.values())).ticket
+        pass_s = self.governor.scale * self.governor.costs.read_s(first.terms.wanted, len(self._waiting))
+        return max(0.0, min(last.arrived + _GAP_S, first.arrived + pass_s) - now)
+
     def start(self, now: float, free: int, of: int) -> Start | None:
         """The next tickets to read, at most `free` of the `of` slots; None where none should start now."""
         self.update(now)
@@ -178,6 +194,7 @@ class Batcher:
         first = choices[waiting[0].ticket.id].counts
         chosen = max(groups.values(), key=len) if patient else groups[first]
         started = list(self._fitting(chosen[:free], choices))
+        self._last_rows = len(started)
         for entry in started:
             self.withdraw(entry.ticket.id)
             self._run(entry, choices[entry.ticket.id])

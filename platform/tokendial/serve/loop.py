@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
 
 import torch
 from torch import Tensor
@@ -129,8 +130,11 @@ class Loop:
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False where the thread is to end."""
         with self.lock:
-            while not (self._closing or self._running or self._replays or self._calls or self.batcher.num_ready):
-                self.lock.wait()
+            while not (self._closing or self._running or self._replays or self._calls):
+                delay_s = self.batcher.gathering_s(time.monotonic(), self._num_slots)
+                if not delay_s:
+                    break
+                self.lock.wait(None if delay_s == inf else delay_s)
             return not self._closing
 
     def _prepare_turn(self) -> tuple[list[Callable[[], None]], Start | None]:
