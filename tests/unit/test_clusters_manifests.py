@@ -246,7 +246,7 @@ def test_copied_files_exist_and_are_let_into_the_build() -> None:
     assert all(f"!{word}" in allowed for word in copied)
 
 
-def test_the_services_configuration_is_what_serve_and_the_endpoint_take() -> None:
+def test_the_services_configuration_is_what_serve_and_the_endpoint_take(ray_cluster: str) -> None:
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve.schema import ServeDeploySchema
     from tokendial.serve import declared
