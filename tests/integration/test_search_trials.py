@@ -76,8 +76,8 @@ def _check_promotion(home: Path) -> None:
     assert first.code == 0, first.err
     assert (first.document["version"], first.document["before"]) == (1, None)
     assert set(first.document["latency"]["ms"]) == {"4"}
-    again = say("promote", "it", "--trial", "0", "--json", home=home)
-    assert (again.document["version"], again.document["before"]) == (1, 1), "the same model is one version"
+    again = api.promote("it", trial=0)
+    assert (again.version, again.before) == (1, 1), "the same model is one version"
     version = registry.resolve(uri, "digits")
     assert version.tags["run"] == "it.000"
     folder = registry.fetch(uri, version, home / "fetched")
@@ -91,8 +91,8 @@ def _check_promotion(home: Path) -> None:
     worse = say("promote", "it", "--trial", "1", home=home)
     assert worse.code == 2
     assert "the champion digits/1 0.9000 (4: " in worse.err
-    forced = say("promote", "it", "--trial", "1", "--force", "--json", home=home)
-    assert (forced.document["version"], forced.document["before"], forced.document["better"]) == (2, 1, False)
+    forced = api.promote("it", trial=1, force=True)
+    assert (forced.version, forced.before, forced.better) == (2, 1, False)
     back = say("promote", "digits", "--rollback", "--json", home=home)
     assert back.document == {"model": "digits", "before": 2, "version": 1}
     moves = registry.history(uri, "digits")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from tokendial.bench.curves import ALLOWANCE, LONG, Curves, Row
 from tokendial.bench.replay import (
+    contest,
     kendall,
     order,
     rankings,
@@ -88,3 +89,18 @@ def test_the_kept_figures_are_those_of_the_kept_curves() -> None:
     for name in ("random", "asha"):
         assert again["spent_to_reach_it"][name] == kept["spent_to_reach_it"][name]
     assert again["pareto_95_percent"] == kept["pareto_95_percent"]
+
+
+def test_the_found_schedule_is_better_where_its_interval_says_so() -> None:
+    """Differences 0.1, 0.2, 0.3: mean 0.2, half width 4.303 x 0.1 / sqrt(3)."""
+    worths = {"found": (0.5, 0.6, 0.7), "2:3:5": (0.4, 0.4, 0.4), "uniform": (0.49, 0.59, 0.6899)}
+    rows = [
+        row(0, worth, "versus").model_copy(update={"label": label, "seed": seed})
+        for label, line in worths.items()
+        for seed, worth in enumerate(line)
+    ]
+    over = contest(Curves(rows=rows))["found_over"]
+    assert over["2:3:5"]["by_seed"] == [0.1, 0.2, 0.3]
+    assert (over["2:3:5"]["mean"], over["2:3:5"]["low"]) == (0.2, pytest.approx(-0.0484, abs=1e-4))
+    assert (over["2:3:5"]["better"], over["uniform"]["better"]) == (False, True)
+    assert contest(Curves(rows=ROWS)) == {}

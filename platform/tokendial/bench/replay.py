@@ -113,7 +113,7 @@ def spent_to_cover(
 
 
 def replay_rows(table: Curves, seeds: int) -> dict[str, Any]:
-    """The figures of the replay, and of the rankings where `rank` was run."""
+    """The figures of the replay, and of the rankings and the contest where `rank` and `versus` were run."""
     rows = table.of("space")
     if len(rows) < RANDOM_TRIALS:
         raise ValueError(f"replay needs at least {RANDOM_TRIALS} collected schedules, got {len(rows)}")
@@ -137,7 +137,7 @@ def replay_rows(table: Curves, seeds: int) -> dict[str, Any]:
         "of_random": {n: round(line["median"] / reached["random"]["median"], 3) for n, line in reached.items()},
         "pareto_95_percent": {**_summary(covered), "of_exhaustive": round(_summary(covered)["median"] / len(rows), 3)},
     }
-    return {**found, **rankings(table)}
+    return {**found, **rankings(table), **contest(table)}
 
 
 def _spent(steps: Mapping[int, Sequence[Step]], rows: Sequence[Row], target: float) -> dict[str, float]:
@@ -179,6 +179,25 @@ def rankings(table: Curves) -> dict[str, Any]:
             for i in range(num - 1)
         }
     return found
+
+
+def contest(table: Curves) -> dict[str, Any]:
+    """AUTC of the found schedule over each other one: by seed, and its mean with a 95 % t interval over the seeds."""
+    from scipy.stats import t
+
+    scores: dict[str, dict[int, float]] = {}
+    for row in table.of("versus"):
+        scores.setdefault(row.label, {})[row.seed] = row.autc
+    own = scores.pop("found", {})
+    found: dict[str, Any] = {}
+    for label, line in scores.items():
+        over = [own[seed] - line[seed] for seed in sorted(own.keys() & line.keys())]
+        if len(over) > 1:
+            mean = statistics.fmean(over)
+            half = float(t.ppf(0.975, len(over) - 1)) * statistics.stdev(over) / len(over) ** 0.5
+            spread = {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+            found[label] = {"by_seed": [round(each, 4) for each in over], **spread, "better": mean - half > 0}
+    return {"found_over": found} if found else {}
 
 
 def kendall(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
