@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
+from tokendial.failures import WorkFailed
 from tokendial.model_folder import Rung
 from tokendial.serve.backend import Lost, Served, Whole
 from tokendial.serve.request import BadRequest, Busy, Chunk, Done, ServeRequest
@@ -33,7 +34,8 @@ def chat(*parts: dict[str, Any], text: str = "what is it", **fields: Any) -> dic
 
 
 class ScriptedBackend:
-    """Says the question's words back; the words `busy`, `full`, `bad`, `slow` and `lost` do as they say."""
+    """Says the question's words back; the words `busy`, `full`, `bad`, `slow`, `lost`, `gone` and `broken` do
+    as they say."""
 
     def __init__(self) -> None:
         self.requests: list[ServeRequest] = []
@@ -70,6 +72,10 @@ class ScriptedBackend:
         for word in words:
             if word == "lost":
                 raise Lost
+            if word == "gone":
+                raise ConnectionError("no engine replica stayed alive")
+            if word == "broken":
+                raise WorkFailed("the model failed")
             if word == "slow":
                 try:
                     self.asleep.set()

@@ -112,6 +112,15 @@ def test_refusals_have_their_status_and_openais_shape_streamed_or_not(url: str, 
         assert ("retry-after" in headers) == (expected == 429)
 
 
+@pytest.mark.parametrize(("word", "code"), [("gone", 503), ("broken", 500)])
+def test_our_own_faults_are_counted_and_told_without_their_inside(url: str, word: str, code: int) -> None:
+    status, told, _ = post(url, chat(text=word))
+    assert (status, told["error"]["type"]) == (code, "server_error")
+    assert "stayed alive" not in str(told)
+    assert "model" not in str(told)
+    assert f'tokendial_serve_requests_total{{code="{code}",key="",model="scripted"}} 1.0' in get(url, "/metrics")[1]
+
+
 def test_a_remote_image_is_refused_and_the_error_names_the_setting(url: str) -> None:
     part = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
     status, answer, _ = post(url, chat(part))

@@ -64,7 +64,7 @@ def create_app(
     endpoint = Endpoint(backend, options, keys, series, trace)
     app = FastAPI(
         title="tokendial", version=__version__, docs_url=None, redoc_url=None, lifespan=endpoint.lifespan,
-        exception_handlers={HTTPException: _http_problem, Exception: _fault},
+        exception_handlers={HTTPException: _http_problem, Exception: endpoint.fault},
     )  # fmt: skip
     app.add_api_route("/v1/chat/completions", endpoint.chat, methods=["POST"], responses=RESPONSES, openapi_extra=CHAT)
     for path, route in {
@@ -128,6 +128,14 @@ class Endpoint:
         self._answered(made, answer, served, owner, began_s)
         told = {**shape.headers(served, answer.done), "x-request-id": made.id}
         return JSONResponse(shape.completion(envelope, answer), self._status(served, owner, 200), told)
+
+    async def fault(self, request: Request, error: Exception) -> Response:
+        """Our own fault: counted, and told without its inside, which goes to the log."""
+        away = isinstance(error, ConnectionError)
+        key: Key | None = request.scope["state"]["key"]
+        code = self._status(self._backend.served(), key.name if key else "", 503 if away else 500)
+        message = "the engine is being replaced; try again" if away else "the server failed"
+        return JSONResponse(problem(code, message), code)
 
     async def models(self) -> Response:
         """The model that is served, with its ladder."""
@@ -255,10 +263,3 @@ def _field(name: str, asked: ChatRequest | None) -> str:
 async def _http_problem(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse(problem(error.status_code, str(error.detail)), error.status_code, error.headers)
-
-
-async def _fault(_request: Request, error: Exception) -> Response:
-    """Our own fault: told without its inside, which goes to the log."""
-    message = "the engine is being replaced; try again" if isinstance(error, ConnectionError) else "the server failed"
-    code = 503 if isinstance(error, ConnectionError) else 500
-    return JSONResponse(problem(code, message), code)
