@@ -94,6 +94,15 @@ def test_a_stream_that_loses_its_engine_ends_with_an_error_and_no_clean_end(url:
         )
 
 
+def test_a_stream_whose_model_fails_ends_with_an_error_and_no_clean_end(url: str) -> None:
+    status, body, _ = post(url, chat(text="one broken two", stream=True))
+    assert status == 200
+    assert "[DONE]" not in body
+    told = json.loads(body.strip().splitlines()[-1].removeprefix("data: "))["error"]
+    assert (told["code"], told["type"]) == ("failed", "server_error")
+    assert "model" not in told["message"]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_refusals_have_their_status_and_openais_shape_streamed_or_not(url: str, stream: bool) -> None:
     table: list[tuple[dict[str, Any], int, str | None]] = [
