@@ -94,9 +94,18 @@ def test_a_stream_that_loses_its_engine_ends_with_an_error_and_no_clean_end(url:
         )
 
 
+def answers(url: str, code: int) -> float:
+    """How many answers of a status the endpoint has counted."""
+    start = f'tokendial_serve_requests_total{{code="{code}",key="",model="scripted"}} '
+    lines = get(url, "/metrics")[1].splitlines()
+    return sum(float(line.removeprefix(start)) for line in lines if line.startswith(start))
+
+
 def test_a_stream_whose_model_fails_ends_with_an_error_and_no_clean_end(url: str) -> None:
+    before = answers(url, 500)
     status, body, _ = post(url, chat(text="one broken two", stream=True))
     assert status == 200
+    assert answers(url, 500) == before + 1, "an alert on errors sees it, though 200 was sent"
     assert "[DONE]" not in body
     told = json.loads(body.strip().splitlines()[-1].removeprefix("data: "))["error"]
     assert (told["code"], told["type"]) == ("failed", "server_error")
@@ -123,11 +132,12 @@ def test_refusals_have_their_status_and_openais_shape_streamed_or_not(url: str, 
 
 @pytest.mark.parametrize(("word", "code"), [("gone", 503), ("broken", 500)])
 def test_our_own_faults_are_counted_and_told_without_their_inside(url: str, word: str, code: int) -> None:
+    before = answers(url, code)
     status, told, _ = post(url, chat(text=word))
     assert (status, told["error"]["type"]) == (code, "server_error")
     assert "stayed alive" not in str(told)
     assert "model" not in str(told)
-    assert f'tokendial_serve_requests_total{{code="{code}",key="",model="scripted"}} 1.0' in get(url, "/metrics")[1]
+    assert answers(url, code) == before + 1
 
 
 def test_a_remote_image_is_refused_and_the_error_names_the_setting(url: str) -> None:

@@ -88,7 +88,7 @@ class EventStream(Response):
         except (Lost, StopAsyncIteration):
             told = "the engine was lost; what was sent is not the whole answer"
             await out(opening + shape.event(problem(503, told, None, "lost")), more=False)
-        # Whatever the model raises: the status is sent, so only the stream can tell it; its inside goes to the log.
+        # Whatever the model raises: the status is sent, so the stream tells it; it is counted and logged as a fault.
         except Exception:
             told = "the server failed; what was sent is not the whole answer"
             await out(opening + shape.event(problem(500, told, None, "failed")), more=False)
