@@ -37,6 +37,9 @@ def no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("ray://head:10001", "is not a dashboard's address; give http://HEAD:8265"),
         ("head:8265", "is not a dashboard's address"),
         ("http://head:8265?token=x", "is not a dashboard's address"),
+        ("http://[head", r"--on 'http://\[head' is not an address; give http://HEAD:8265"),
+        ("http://ada:secret@head:8265x", "--on 'head:8265x' is not an address"),
+        ("http://head:99999", "is not an address"),
     ],
 )
 def test_addresses_that_are_no_dashboard_or_hold_a_password_are_refused(address: str, words: str) -> None:

@@ -113,14 +113,19 @@ def _refusal(url: str, method: str, path: str, code: int, said: str) -> Exceptio
 
 def checked_address(url: str) -> str:
     """The address without a trailing slash; raises ConfigError where it is no dashboard's or holds a secret."""
-    parts = urlsplit(url)
+    try:
+        parts, port = urlsplit(url), urlsplit(url).port
+    except ValueError:
+        # Its own words may quote a password.
+        shown = url.rpartition("@")[2]
+        raise ConfigError(f"--on {shown!r} is not an address; give http://HEAD:8265 or https://HOST") from None
     if parts.username or parts.password:
         host = parts.netloc.rpartition("@")[2]
         raise ConfigError(
             f"--on {parts.scheme}://***@{host} came with a user or password, which would be stored with jobs; put the "
             "cluster's token into ~/.ray/auth_token (mode 0600) or RAY_AUTH_TOKEN"
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
         raise ConfigError(f"--on {url!r} is not a dashboard's address; give http://HEAD:8265 or https://HOST")
     return url.rstrip("/")
 
