@@ -106,6 +106,15 @@ def test_a_banned_token_is_never_drawn() -> None:
     assert {next_ids(logits, [hot], [generator])[0] for _ in range(100)} == {0, 2}
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nothing_is_chosen_from_logits_that_are_no_numbers(bad: float) -> None:
+    logits = torch.tensor([[0.0, bad, 1.0], [0.0, 2.0, 1.0], [-torch.inf, -torch.inf, -torch.inf]])
+    warm = Sampling(4, temperature=1.0, seed=0)
+    assert next_ids(logits, [Sampling(4)] * 3, [None] * 3) == [None, 1, None]
+    drawn = next_ids(logits, [warm] * 3, [generator_of(warm) for _ in range(3)])
+    assert [index is None for index in drawn] == [True, False, True]
+
+
 def test_the_cache_forgets_what_was_longest_unused_and_stays_within_its_bytes() -> None:
     cache = TensorCache(max_bytes=3 * 40)
     for name in "abc":

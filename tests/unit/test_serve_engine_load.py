@@ -11,7 +11,7 @@ from served_model import COUNTS, TEXTS, all_answers, answered, export_model, off
 from tokendial.failures import WorkFailed
 from tokendial.serve.costs import Costs, Line
 from tokendial.serve.engine import Engine
-from tokendial.serve.request import Done, ServeRequest
+from tokendial.serve.request import Done, Sampling, ServeRequest
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,36 @@ def test_a_model_that_fails_ends_its_requests_and_goes_on(folder: Path) -> None:
         assert text
         load = engine.load_state()
         assert (load.alive, load.running, load.counters.failed, load.counters.finished) == (True, 0, 4, 1)
+
+    run(folder, use)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("at", ["prefill", "decode"])
+def test_logits_that_are_no_numbers_end_their_own_request_and_no_other(
+    folder: Path, at: str, temperature: float
+) -> None:
+    async def use(engine: Engine) -> None:
+        serving: Any = engine._serving
+        whole = getattr(serving, at)
+
+        def broken(given: Any) -> torch.Tensor:
+            logits = whole(given).clone()
+            logits[0, 0] = torch.nan
+            return logits
+
+        setattr(serving, at, broken)
+        sampling = Sampling(12, temperature=temperature, seed=0)
+        sent = [answered(engine, question(image=number, sampling=sampling)) for number in range(3)]
+        found = await asyncio.gather(*sent, return_exceptions=True)
+        failed = [one for one in found if isinstance(one, WorkFailed)]
+        assert failed
+        assert "not numbers" in str(failed[0])
+        setattr(serving, at, whole)
+        assert (await answered(engine, question()))[0]
+        load = engine.load_state()
+        assert (load.alive, load.running) == (True, 0)
+        assert (load.counters.failed, load.counters.finished) == (len(failed), 4 - len(failed))
 
     run(folder, use)
 

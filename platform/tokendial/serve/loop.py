@@ -183,12 +183,12 @@ class Loop:
         self._running += jobs
         for job in jobs:
             job.generator = generator_of(job.sampling)
-        self._append(jobs, logits)
+        broken = self._append(jobs, logits)
         ended = time.monotonic()
         for job in jobs:
             job.times.began, job.times.encoded, job.times.read = began, encoded, ended
         self._note_read(jobs, ended - began)
-        self._end_complete(jobs)
+        self._end(jobs, broken)
 
     def _note_read(self, jobs: list[Job], took_s: float) -> None:
         counted = [job for job in jobs if job.replay_of is None]
@@ -217,21 +217,34 @@ class Loop:
             self._running = []
             self._fail(running, error)
             return
-        self._append(running, logits)
+        broken = self._append(running, logits)
         took_s = time.monotonic() - began
         with self.lock:
             self.batcher.stepped()
             total = sum(sum(job.counts) for job in running) // len(running)
             governor = self.batcher.governor
             governor.corrected(governor.costs.decode_s(total, len(running)), took_s)
-        self._end_complete(running)
+        self._end(running, broken)
 
-    def _append(self, jobs: list[Job], logits: Tensor) -> None:
+    def _append(self, jobs: list[Job], logits: Tensor) -> set[Job]:
+        """Write each job's next token; those that the model gave none."""
+        broken: set[Job] = set()
         ids = next_ids(logits, [job.sampling for job in jobs], [job.generator for job in jobs])
         for job, index in zip(jobs, ids, strict=True):
+            if index is None:
+                broken.add(job)
+                continue
             job.written.append(index)
             if index not in self._serving.stop_ids and (text := job.writing.push(index)):
                 self._send(job, job.chunk(text))
+        return broken
+
+    def _end(self, jobs: Sequence[Job], broken: set[Job]) -> None:
+        """End what is complete and what the model broke; all others go on."""
+        if broken:
+            self._fail(list(broken), ArithmeticError("logits that are not numbers"))
+            self._release([slot for slot, job in enumerate(self._running) if job in broken])
+        self._end_complete([job for job in jobs if job not in broken])
 
     def _end_complete(self, jobs: Sequence[Job]) -> None:
         """End the answers that are complete, and free their slots."""

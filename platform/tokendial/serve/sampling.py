@@ -25,11 +25,14 @@ def generator_of(sampling: Sampling) -> torch.Generator | None:
 
 def next_ids(
     logits_nV: Tensor, samplings: Sequence[Sampling], generators: Sequence[torch.Generator | None]
-) -> list[int]:
-    """One id for each row."""
-    ids = logits_nV.argmax(-1).tolist()
+) -> list[int | None]:
+    """One id for each row; None where its logits are not numbers, from which nothing can be chosen."""
+    likeliest_n = logits_nV.argmax(-1)
+    # argmax takes a NaN for the largest, so the largest tells of all.
+    finite_n = logits_nV.gather(-1, likeliest_n[:, None])[:, 0].isfinite()
+    ids: list[int | None] = [None if index < 0 else index for index in likeliest_n.where(finite_n, -1).tolist()]
     for row, (sampling, generator) in enumerate(zip(samplings, generators, strict=True)):
-        if generator is not None:
+        if generator is not None and ids[row] is not None:
             ids[row] = _draw(logits_nV[row].float().cpu(), sampling, generator)
     return ids
 
