@@ -14,7 +14,7 @@ from tokendial import identity, runs
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from tokendial.jobs import Cluster, evaluation_order, search_order, serving_order, training_order
-from tokendial.jobs.cluster import checked_address, find_token
+from tokendial.jobs.cluster import checked_address, find_token, is_loopback
 from tokendial.jobs.order import check_places
 from tokendial.jobs.package import archive, code, modules
 from tokendial.progress import read_line
@@ -57,6 +57,13 @@ def test_off_loopback_a_token_is_required_and_on_loopback_it_is_not(no_token: Pa
     no_token.chmod(0o644)
     assert find_token("http://head:8265") == "abc"
     assert no_token.stat().st_mode & 0o777 == 0o600
+
+
+def test_only_addresses_of_this_machine_are_loopback() -> None:
+    for host in ("127.0.0.1", "127.8.9.1", "[::1]", "localhost"):
+        assert is_loopback(f"http://{host}:8265")
+    for host in ("127.head.example", "head", "10.0.0.1", "[2001:db8::1]"):
+        assert not is_loopback(f"http://{host}:8265")
 
 
 def test_a_cluster_without_a_token_is_used_only_when_that_is_said(

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -19,7 +20,6 @@ from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 
 TIMEOUT_S = 30.0
-LOOPBACK = ("localhost", "::1")
 
 
 class Unreachable(WorkFailed):
@@ -132,7 +132,10 @@ def checked_address(url: str) -> str:
 
 def is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
-    return host in LOOPBACK or host.startswith("127.")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def find_token(url: str) -> str | None:
