@@ -72,7 +72,7 @@ class Keeper:
             started = self._endpoint.start(source, shown(examples))
             served, findings = _proved(started, examples)
             self._endpoint.switch(started, "promoted" if before else "")
-        except (WorkFailed, TimeoutError) as error:
+        except WorkFailed as error:
             self._refused.add(source.version)
             if started is not None:
                 self._endpoint.drop(started)
@@ -164,7 +164,15 @@ def _proved(started: Running, examples: Sequence[ExampleAnswers]) -> tuple[Serve
             served: Served = await started.handle.served.remote()
             return served, await examine(answer, examples, served.rungs)
 
-    served, findings = asyncio.run(prove())
+    try:
+        served, findings = asyncio.run(prove())
+    except TimeoutError:
+        raise WorkFailed(f"its golden answers took longer than {GOLDEN_TIMEOUT_S:g} s") from None
+    except WorkFailed:
+        raise
+    # Whatever else it raises, or dies of, while it is asked: that version's fault, and not the endpoint's end.
+    except Exception as error:
+        raise WorkFailed(f"it fails at a golden prompt: {str(error).strip() or type(error).__name__}") from error
     for finding in findings:
         if not finding.passed:
             raise WorkFailed(f"it does not answer as recorded: {finding}")

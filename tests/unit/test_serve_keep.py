@@ -1,0 +1,89 @@
+"""A version that cannot prove itself is refused with the reason, and the one before it goes on serving."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tokendial.failures import WorkFailed
+from tokendial.model_folder import Rung
+from tokendial.results import ExampleAnswers
+from tokendial.serve import keep
+from tokendial.serve.backend import Served, Whole
+from tokendial.serve.keep import CHANGES, Keeper
+from tokendial.serve.request import Done, ServeRequest
+from tokendial.serve.source import Source
+
+EXAMPLES = [ExampleAnswers(b"", "q", "t", {4: "yes"}, {4: 1.0})]
+RUNGS = (Rung(count=4, quality=1.0, quality_ci=(1, 1), cost_flops=1),)
+
+
+class ScriptedEndpoint:
+    """Starts versions whose answers are those of the function in `says` under the version's name."""
+
+    def __init__(self, says: dict[str, Callable[[], Awaitable[str]]]) -> None:
+        self.says = says
+        self.told: list[str] = []
+
+    def start(self, source: Source, examples: Any) -> Any:
+        async def served() -> Served:
+            return Served(source.name, source.version, "accuracy", 1, RUNGS)
+
+        async def answer(request: ServeRequest) -> Whole:
+            return Whole(await self.says[source.version](), Done("stop", 1, 1, (4,), (4,), None, "asked"))
+
+        handle = SimpleNamespace(served=SimpleNamespace(remote=served), answer=SimpleNamespace(remote=answer))
+        return SimpleNamespace(source=source, handle=handle)
+
+    def switch(self, to: Any, outcome: str = "") -> None:
+        self.told.append(f"switch {to.source.version} {outcome}".strip())
+
+    def drop(self, running: Any) -> None:
+        self.told.append(f"drop {running.source.version}")
+
+
+async def right() -> str:
+    return "yes"
+
+
+async def wrong() -> str:
+    return "no"
+
+
+async def dead() -> str:
+    raise OSError("the actor died")
+
+
+async def silent() -> str:
+    await asyncio.sleep(60)
+    return "yes"
+
+
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [(wrong, "does not answer as recorded"), (dead, "the actor died"), (silent, "longer than 0.2 s")],
+    ids=["wrong", "dead", "silent"],
+)
+def test_a_bad_version_is_refused_with_the_reason_and_the_old_one_serves_on(
+    says: Callable[[], Awaitable[str]], reason: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keep, "examples_of", lambda source: EXAMPLES)
+    monkeypatch.setattr(keep, "GOLDEN_TIMEOUT_S", 0.2)
+    endpoint = ScriptedEndpoint({"1": right, "2": says, "3": right})
+    keeper = Keeper(endpoint, None, lambda line: None)  # type: ignore[arg-type]
+    keeper.change(Source("m", "1"), "alice", "first")
+    with pytest.raises(WorkFailed, match=reason):
+        keeper.change(Source("m", "2"), "bob", "a try")
+    assert endpoint.told == ["switch 1", "drop 2", "switch 1 refused"]
+    keeper.change(Source("m", "3"), "bob", "mended")
+    assert endpoint.told[3:] == ["switch 3 promoted", "drop 1"]
+    changes = [json.loads(line) for line in (home / "served" / CHANGES).read_text().splitlines()]
+    assert [(each["version"], each["outcome"], each["before"]) for each in changes] == [
+        ("1", "promoted", None),
+        ("2", "refused", "1"),
+        ("3", "promoted", "1"),
+    ]
+    assert reason in changes[1]["reason"]
