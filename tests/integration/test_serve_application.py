@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import socket
 import struct
 import time
 import urllib.request
@@ -23,6 +24,7 @@ from ray import serve
 from serve_lab import Traffic, asked, body, kept, model_folder, posted, source_of, write_golden
 from served_model import COUNTS, picture
 from tokendial.failures import WorkFailed
+from tokendial.serve.heads import HEAD_S
 from tokendial.serve.keep import Keeper
 
 
@@ -249,6 +251,14 @@ def test_a_version_that_hangs_in_its_start_never_serves(
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+@pytest.mark.slow
+def test_rays_proxy_hangs_up_on_a_head_that_does_not_come(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=4 * HEAD_S) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
+
+
 def test_bombs_do_not_grow_memory(url: str) -> None:
     asked(url, picture(), "digits@4")
     parts = {process.pid: process.cmdline()[0] for process in named("ServeReplica")}

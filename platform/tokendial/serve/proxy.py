@@ -13,6 +13,8 @@ from copy import deepcopy
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tokendial.serve import heads
+
 CARRIED, REFUSED = "tokendial.body", "tokendial.refused"
 MOST_BYTES = 2**20
 PATIENCE_S = 0.05
@@ -22,7 +24,8 @@ HOLD_S = 0.05
 
 
 def middlewares() -> list[Middleware]:
-    """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names; each proxy calls it as it starts."""
+    """What `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names; each proxy calls it as it starts, before it listens."""
+    heads.install()
     return [Middleware(BodyAhead), Middleware(Crowd)]
 
 
