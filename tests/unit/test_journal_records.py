@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tokendial.experiments import ConfigError
 from tokendial.tracking.journal import Journal, Record, read_metrics
 from tokendial.tracking.uri import artifact_root, default_uri, redact, resolve_uri, scrub
 
@@ -116,9 +117,14 @@ def test_a_relative_database_is_found_from_every_folder(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "uri", ["mlruns", "sqlite:///:memory:", "sqlite:///", "file:///runs", "http://", "ftp://ada:pw@h"]
+    "uri",
+    ["mlruns", "sqlite:///:memory:", "sqlite:///", "file:///runs", "http://", "ftp://ada:pw@h", "http://ada:pw@[h"],
 )
-def test_an_address_that_cannot_hold_runs_is_refused(uri: str, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"tracking\.uri") as refused:
-        resolve_uri(uri, tmp_path)
-    assert "pw" not in str(refused.value)
+def test_an_address_that_cannot_hold_runs_is_refused_by_where_it_was_given(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for configured, name in ((uri, r"tracking\.uri"), (None, "MLFLOW_TRACKING_URI")):
+        with pytest.raises(ConfigError, match=f"^{name} '") as refused:
+            resolve_uri(configured, tmp_path)
+        assert "pw" not in str(refused.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from tokendial import runs
@@ -39,7 +38,7 @@ def read_logs(run: str, cluster: Cluster | None = None) -> Mapping[str, str]:
             if cluster is not None and isinstance(error, ConfigError):
                 raise
             asked.append(str(error))
-    uri = resolve_uri(os.environ.get("MLFLOW_TRACKING_URI"), runs.home())
+    uri = resolve_uri(None, runs.home())
     if uri.startswith("http"):
         from tokendial.tracking.logs import fetch_logs
 

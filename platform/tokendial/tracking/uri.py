@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+from tokendial.experiments import ConfigError
+
 _SQLITE = "sqlite:///"
 
 
@@ -17,23 +19,29 @@ def default_uri(home: Path) -> str:
 def resolve_uri(configured: str | None, home: Path) -> str:
     """The address to track at: the configured one, else `MLFLOW_TRACKING_URI`, else the default under `home`.
 
-    A relative SQLite path is made absolute, because workers run in other folders. Raises ValueError for an address
+    A relative SQLite path is made absolute, because workers run in other folders. Raises ConfigError for an address
     that cannot hold runs, or that holds a password: addresses are stored with the run.
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(home)
-    if urlsplit(uri).password:
-        raise ValueError(
-            f"tracking.uri {redact(uri)!r} came with a password, which would be stored with the run; set "
+    name = "tracking.uri" if configured else "MLFLOW_TRACKING_URI"
+    try:
+        password = urlsplit(uri).password
+    except ValueError:
+        # Its own words may quote a password.
+        raise ConfigError(f"{name} {uri.rpartition('@')[2]!r} is not an address") from None
+    if password:
+        raise ConfigError(
+            f"{name} {redact(uri)!r} came with a password, which would be stored with the run; set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
         )
     if uri.startswith(_SQLITE):
         path = uri.removeprefix(_SQLITE).partition("?")[0]
         if not path or path == ":memory:":
-            raise ValueError(f"tracking.uri {uri!r} is a database in memory, which no other process sees")
+            raise ConfigError(f"{name} {uri!r} is a database in memory, which no other process sees")
         return _SQLITE + Path(path).resolve().as_posix()
     if not re.match(r"https?://.|(postgresql|mysql|mssql)(\+\w+)?://.", uri):
-        raise ValueError(
-            f"tracking.uri {redact(uri)!r} is not an MLflow address: sqlite:///PATH, http(s)://HOST:PORT or a database"
+        raise ConfigError(
+            f"{name} {redact(uri)!r} is not an MLflow address: sqlite:///PATH, http(s)://HOST:PORT or a database"
         )
     return uri
 
