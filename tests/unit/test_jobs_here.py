@@ -52,6 +52,13 @@ def test_logs_of_a_run_here_are_read_from_its_folder(run: runs.Run) -> None:
         api.logs("nobody")
 
 
+def test_logs_say_that_the_tracking_server_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del home
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    with pytest.raises(ConfigError, match=r"is not under .*; tracking server http://127\.0\.0\.1:1 is not usable"):
+        api.logs("nobody")
+
+
 def test_stop_tells_the_process_that_holds_the_run_and_refuses_where_there_is_none(run: runs.Run) -> None:
     with pytest.raises(ConfigError, match="run 'mine' is not at work; its status is RUNNING"):
         api.stop("mine")

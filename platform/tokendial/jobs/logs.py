@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tokendial import runs
 from tokendial.experiments import ConfigError
+from tokendial.failures import WorkFailed
 from tokendial.jobs.cluster import Cluster, Unreachable
 from tokendial.jobs.send import find, sent_to
 from tokendial.tracking import resolve_uri
@@ -42,7 +43,10 @@ def read_logs(run: str, cluster: Cluster | None = None) -> Mapping[str, str]:
     if uri.startswith("http"):
         from tokendial.tracking.logs import fetch_logs
 
-        if found := fetch_logs(uri, run):
-            return found
-        asked.append(f"MLflow at {uri} has none")
+        try:
+            if found := fetch_logs(uri, run):
+                return found
+            asked.append(f"MLflow at {uri} has none")
+        except WorkFailed as error:
+            asked.append(str(error))
     raise ConfigError(f"run {run!r} has no logs: {'; '.join(asked)}")

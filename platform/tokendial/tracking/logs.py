@@ -6,7 +6,9 @@ from tempfile import TemporaryDirectory
 
 from mlflow import MlflowClient
 
-from tokendial.tracking.server import connect, patient, probe
+from tokendial.failures import WorkFailed
+from tokendial.tracking.server import AWAY, connect, patient, probe, reason
+from tokendial.tracking.uri import redact
 
 ARTIFACTS = "logs"
 
@@ -18,7 +20,14 @@ def log_logs(client: MlflowClient, run_id: str, folder: Path) -> None:
 
 
 def fetch_logs(uri: str, name: str) -> Mapping[str, str]:
-    """Logs by name of the newest MLflow run called `name`; empty where there is none."""
+    """Logs by name of the newest MLflow run called `name`, empty where there is none; WorkFailed if nobody answers."""
+    try:
+        return _fetched(uri, name)
+    except AWAY as error:
+        raise WorkFailed(f"tracking server {redact(uri)} is not usable ({reason(error, uri)})") from error
+
+
+def _fetched(uri: str, name: str) -> Mapping[str, str]:
     probe(uri)
     client = connect(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
