@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from tokendial.commands.elsewhere import On, send_to
 from tokendial.commands.search import print_search
-from tokendial.commands.shell import Json, app, console, failures, integers, print_result
+from tokendial.commands.shell import Json, app, console, failures, integers, print_result, relative
 from tokendial.experiments import ConfigError
 from tokendial.progress import progress_reporter
+
+if TYPE_CHECKING:
+    from tokendial.results import RunResult
 
 
 @app.command("eval")
@@ -64,22 +67,44 @@ def report(
     """Show a finished run or search again: curves, ledger, figures; or compare several runs in one HTML file."""
     with failures():
         from tokendial import api
+        from tokendial.report import print_comparison
         from tokendial.search.found import find_search, read_found
 
         if len(runs) == 1 and find_search(runs[0]):
             return print_search(read_found(runs[0]), json_)
         results = api.report(runs)
+        _refuse_repeated([result.name for result in results])
         if json_:
             if len(results) == 1:
                 print(results[0].to_line())
             else:
                 print(json.dumps({"runs": [result.model_dump(mode="json") for result in results]}))
             return None
+        page = _compared(results) if len(results) > 1 else None
         for result in results:
             print_result(result, json_=False)
-        if len(results) > 1:
-            console.print(f"comparison: {api.comparison(results)}")
+            for name, path in result.figures.items():
+                console.print(f"{name + ':':<15}{relative(path)}", soft_wrap=True, highlight=False)
+        if page is not None:
+            print_comparison(results, console)
+            console.print(f"comparison: {page}")
     return None
+
+
+def _compared(results: list[RunResult]) -> Path:
+    from tokendial import api
+
+    try:
+        return api.comparison(results)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _refuse_repeated(names: list[str]) -> None:
+    """A run beside itself would be counted as two seeds of one group."""
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise ConfigError(f"run {repeated[0]!r} is given more than once; give each run once")
 
 
 @app.command()

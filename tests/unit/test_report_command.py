@@ -1,0 +1,66 @@
+"""`tokendial report` as typed: several runs in one table and page, and what cannot be compared."""
+
+from pathlib import Path
+
+import pytest
+import report_samples as samples
+from tokendial import runs
+from tokendial.cli import app
+from tokendial.curve import autc
+from tokendial.identity import Identity
+from tokendial.resolve import resolve
+from tokendial.results import RunResult, write_result
+from tokendial.scores import Scores
+from typer.testing import CliRunner, Result
+
+
+def said(*words: str) -> Result:
+    return CliRunner().invoke(app, ["report", *words])
+
+
+def finished(result: RunResult) -> str:
+    """A run of the runs folder with a result; returns its name."""
+    run = runs.create(result.name, resolve("digits.tiny", machine_cpus=None), Identity(user="ada"))
+    run.update(status="FINISHED")
+    write_result(run.result, result)
+    Scores("test", samples.scores(None, result.seed or 0), (), {}, {}).write(run.folder / "scores.json")
+    return run.name
+
+
+@pytest.fixture
+def pair(home: Path) -> tuple[str, str]:
+    """A flexible run under two seeds."""
+    del home
+    first, second = (finished(samples.result(None, seed)) for seed in (0, 1))
+    return first, second
+
+
+def test_several_runs_end_in_one_table_and_the_page(pair: tuple[str, str]) -> None:
+    done = said(*pair)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.index("Token curves") < done.stdout.index("comparison:")
+    assert Path("".join(done.stdout.split("comparison:")[1].split())).is_file()
+
+
+def test_one_run_says_where_its_figures_are(home: Path) -> None:
+    figures = {"curve": str(home / "x" / "figures" / "curve.png")}
+    run = finished(samples.result(None, 0).model_copy(update={"figures": figures}))
+    assert f"curve:         {figures['curve']}" in said(run).stdout
+
+
+def test_a_run_beside_itself_is_refused(pair: tuple[str, str]) -> None:
+    done = said(pair[0], pair[0])
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"tokendial: run {pair[0]!r} is given more than once; give each run once\n",
+    )
+
+
+def test_runs_of_different_grids_are_refused_in_one_sentence(home: Path) -> None:
+    del home
+    whole, part = samples.result(None, 0), samples.result(None, 1)
+    curve = {count: point for count, point in part.curve.items() if count > 1}
+    part = part.model_copy(update={"curve": curve, "autc": autc(curve)})
+    done = said(finished(whole), finished(part))
+    assert done.exit_code == 2
+    assert done.stderr.startswith("tokendial: runs with different evaluation grids are not compared: [[1, 4, ")
