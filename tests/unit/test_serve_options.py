@@ -14,6 +14,12 @@ def test_dotted_overrides_reach_every_part() -> None:
     assert (settings.name, settings.keys) == ("eyes", True)
 
 
+def test_hosts_of_images_are_given_as_the_option_or_separated_by_commas() -> None:
+    assert serve_settings(["image_hosts=a.example,b.example"]).image_hosts == ("a.example", "b.example")
+    assert serve_settings([], image_hosts=["A.Example"]).image_hosts == ("a.example",)
+    assert serve_settings(["image_hosts="]).image_hosts == ()
+
+
 def test_every_setting_is_listed_with_its_meaning() -> None:
     listed = {key: (default, meaning) for key, default, meaning in keys()}
     assert listed["engine.slots"][0] == "32"
@@ -29,6 +35,8 @@ def test_every_setting_is_listed_with_its_meaning() -> None:
         ("x", "KEY=VALUE"),
         ("engine.slots=0", "engine.slots"), ("replicas.least=4", "replicas.most"), ("host.name=x", "host"),
         ("engine.governor=maybe", "governor"), ("name=a b", "name"), ("trace_share=2", "trace_share"),
+        ("new_tokens=1025", "engine.max_new_tokens"), ("engine.max_new_tokens=8", "new_tokens"),
+        ("image_hosts=https://a.example", "full domain name"), ("image_hosts=localhost", "full domain name"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_sentence_that_names_it(override: str, said: str) -> None:

@@ -1,9 +1,10 @@
 """What an operator may set of an endpoint, as `tokendial serve KEY=VALUE` takes it. Imports no torch and no ray."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tokendial.experiments import ConfigError, sentence
 from tokendial.serve.settings import EngineSettings
@@ -11,6 +12,8 @@ from tokendial.serve.settings import EngineSettings
 Positive = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+# A full domain name, in lower case.
+HOST = re.compile(r"(?=.{1,253}\Z)(?!-)[a-z0-9-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9-]{1,63}(?<!-))+")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -56,12 +59,35 @@ class ServeSettings(BaseModel):
     max_body_s: Seconds = Field(default=10.0, description="seconds a body may take to arrive")
     max_requests: Positive = Field(default=1024, description="requests in work in one endpoint process")
     may_bend: bool = Field(default=False, description="whether requests without a key, and without a word, may be bent")
-    image_hosts: tuple[str, ...] = Field(default=(), description="hosts that images may be fetched from, https only")
+    image_hosts: tuple[str, ...] = Field(
+        default=(), description="hosts that images may be fetched from, https only, separated by commas"
+    )
     trace_share: Share = Field(default=0.01, description="share of answers whose trace goes to MLflow")
     start_timeout_s: Seconds = Field(default=600.0, description="seconds a version may take to start")
     follow_s: Seconds = Field(default=5.0, description="seconds between looks at the alias that is followed")
     engine: EngineSettings = Field(default_factory=EngineSettings, description="engine of each replica")
     replicas: ReplicaSettings = Field(default_factory=ReplicaSettings, description="engine replicas")
+
+    @field_validator("image_hosts", mode="before")
+    @classmethod
+    def _separated(cls, given: Any) -> Any:
+        return tuple(filter(None, given.split(","))) if isinstance(given, str) else given
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _names(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        hosts = tuple(host.lower() for host in given)
+        for host in hosts:
+            if not HOST.fullmatch(host):
+                raise ValueError(f"image host {host!r} must be a full domain name alone, e.g. images.example.com")
+        return hosts
+
+    @model_validator(mode="after")
+    def _answerable(self) -> Self:
+        if self.new_tokens > self.engine.max_new_tokens:
+            most = self.engine.max_new_tokens
+            raise ValueError(f"new_tokens = {self.new_tokens} must be at most engine.max_new_tokens = {most}")
+        return self
 
     @property
     def on_loopback(self) -> bool:

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
+from tokendial.serve.options import HOST
 from tokendial.serve.request import BadRequest
 
 SETTING = "--allow-image-host"
-HOST = re.compile(r"(?=.{1,253}\Z)(?!-)[a-z0-9-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9-]{1,63}(?<!-))+")
 VISIBLE = re.compile(r"[!-~]+")
 TIMEOUT_S = 10.0
 
