@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from tokendial import api, runs
+from tokendial.cli import app
 from tokendial.driver_log import driver_log
 from tokendial.experiments import ConfigError
 from tokendial.identity import Identity
 from tokendial.resolve import resolve
 from tokendial.train.driver import with_horizon
+from typer.testing import CliRunner
 
 
 @pytest.fixture
@@ -57,6 +59,21 @@ def test_logs_say_that_the_tracking_server_does_not_answer(home: Path, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
     with pytest.raises(ConfigError, match=r"is not under .*; tracking server http://127\.0\.0\.1:1 is not usable"):
         api.logs("nobody")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("status", "--watch", "--json"), "--watch does not go with --json"),
+        (("logs", "mine", "--follow", "--rank", "0"), "--follow goes without --rank and --json"),
+        (("logs", "mine", "--follow", "--json"), "--follow goes without --rank and --json"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(run: runs.Run, words: tuple[str, ...], message: str) -> None:
+    del run
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"tokendial: {message}")
 
 
 def test_stop_tells_the_process_that_holds_the_run_and_refuses_where_there_is_none(run: runs.Run) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from tokendial.commands.elsewhere import On
 from tokendial.commands.shell import Json, app, console, failures
+from tokendial.experiments import ConfigError
 
 if TYPE_CHECKING:
     from tokendial.jobs import Standing
@@ -30,7 +31,9 @@ def status(
     with failures():
         from tokendial import api
 
-        if watch and not json_:
+        if watch and json_:
+            raise ConfigError("--watch does not go with --json, which prints one object and ends")
+        if watch:
             with Live(_table(api.status(run, on)), console=console, auto_refresh=False) as live:
                 while True:
                     time.sleep(WATCH_S)
@@ -55,6 +58,8 @@ def logs(
         from tokendial import api
 
         if follow:
+            if rank is not None or json_:
+                raise ConfigError("--follow goes without --rank and --json; it says the driver's lines as they come")
             api.follow(run, on)
             return
         found = api.logs(run, on)
@@ -63,8 +68,6 @@ def logs(
             print(json.dumps(found))
             return
         if name not in found:
-            from tokendial.experiments import ConfigError
-
             raise ConfigError(f"run {run!r} has no log {name!r}; it has {', '.join(found)}")
         print(found[name], end="")
 
