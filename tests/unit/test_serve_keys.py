@@ -1,5 +1,6 @@
 """Keys: shown once, stored as a digest, followed by a running endpoint, and a rate that holds."""
 
+import os
 import stat
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def test_a_running_store_follows_keys_that_are_added_and_revoked_elsewhere(file:
     assert not running.any()
 
 
+def test_a_key_that_is_revoked_within_one_tick_of_the_files_clock_is_refused(file: Path) -> None:
+    running, command = KeyStore(file), KeyStore(file)
+    secret = command.add(Key("alice"))
+    assert running.find(secret) is not None
+    tick = file.stat()
+    command.revoke("alice")
+    os.utime(file, ns=(tick.st_atime_ns, tick.st_mtime_ns))
+    assert running.find(secret) is None
+
+
 def test_usage_adds_up_and_outlives_a_key(file: Path) -> None:
     store = KeyStore(file)
     store.add(Key("alice"))
@@ -63,8 +74,12 @@ def test_usage_adds_up_and_outlives_a_key(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [Key(""), Key("a b"), Key("x" * 65), Key("a", rate_per_s=0), Key("a", min_quality=1.1), Key("../a")]
-)
+    "key",
+    [
+        Key(""), Key("a b"), Key("x" * 65), Key("../a"), Key("a", rate_per_s=0), Key("a", min_quality=1.1),
+        Key("a", priority=2**63), Key("a", priority=-(2**63)),
+    ],
+)  # fmt: skip
 def test_a_bad_key_is_refused(file: Path, key: Key) -> None:
     with pytest.raises(ConfigError):
         KeyStore(file).add(key)
@@ -74,6 +89,9 @@ def test_a_name_is_given_once_and_only_a_key_in_force_is_revoked(file: Path) -> 
     store = KeyStore(file)
     store.add(Key("alice"))
     with pytest.raises(ConfigError, match="exists"):
+        store.add(Key("alice"))
+    store.revoke("alice")
+    with pytest.raises(ConfigError, match=r"revoked: .* choose another$"):
         store.add(Key("alice"))
     with pytest.raises(ConfigError, match="no key"):
         store.revoke("bob")

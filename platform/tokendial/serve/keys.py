@@ -22,7 +22,11 @@ from tokendial import runs
 from tokendial.experiments import ConfigError
 
 PREFIX = "td-"
+# The header's bytes 24 to 27 (sqlite.org/fileformat2.html): a clock may stand still between two changes, this does not.
+CHANGES_END = 28
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Each step is worth one `patience_ms` of waiting.
+MOST_PRIORITY = 1000
 _TABLES = """
 create table if not exists keys (
   name text primary key, digest text not null unique, rate_per_s real, min_quality real, may_bend integer not null,
@@ -76,7 +80,7 @@ class KeyStore:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._seen: int | None = None
+        self._seen: tuple[int, bytes] | None = None
         self._live: dict[str, Key] = {}
 
     def add(self, key: Key) -> str:
@@ -87,6 +91,8 @@ class KeyStore:
             raise ConfigError(f"--rate {key.rate_per_s:g} must be above 0 and at most a million requests a second")
         if key.min_quality is not None and not 0 <= key.min_quality <= 1:
             raise ConfigError(f"--min-quality {key.min_quality:g} must be in [0, 1]")
+        if abs(key.priority) > MOST_PRIORITY:
+            raise ConfigError(f"--priority {key.priority} must be from -{MOST_PRIORITY} to {MOST_PRIORITY}")
         secret = PREFIX + secrets.token_urlsafe(32)
         row = (
             key.name, digest(secret), key.rate_per_s, key.min_quality, key.may_bend, key.priority, time.time(), None,
@@ -95,7 +101,8 @@ class KeyStore:
             try:
                 database.execute("insert into keys values (?, ?, ?, ?, ?, ?, ?, ?)", row)
             except sqlite3.IntegrityError:
-                raise ConfigError(f"key {key.name!r} exists; choose another name or revoke it first") from None
+                told = f"key {key.name!r} exists, in force or revoked: its usage is kept under the name; choose another"
+                raise ConfigError(told) from None
         return secret
 
     def revoke(self, name: str) -> None:
@@ -139,11 +146,13 @@ class KeyStore:
             database.executemany(statement, rows)
 
     def _follow(self) -> None:
-        """Read the keys again where the file's keys have changed; SQLite counts changes in the file's header."""
-        if not self.file.exists():
+        """Read the keys again where the file has changed; SQLite counts changes in the file's header."""
+        try:
+            with self.file.open("rb") as file:
+                changed = (os.fstat(file.fileno()).st_mtime_ns, file.read(CHANGES_END)[-4:])
+        except FileNotFoundError:
             self._live, self._seen = {}, None
             return
-        changed = self.file.stat().st_mtime_ns
         if changed == self._seen:
             return
         with self._open() as database:
