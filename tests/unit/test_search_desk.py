@@ -153,5 +153,9 @@ def test_plans_are_read_back_and_wall_time_needs_room_to_start(tmp_path: Path) -
     (tmp_path / "plan.json").write_text(made.model_dump_json())
     assert read_plan(tmp_path) == made
     check_candidates(made)
+    with pytest.raises(ConfigError, match="--budget '1e999' is not an amount"):
+        plan_search("digits.tiny", ("seed=0,1",), budget="1e999")
+    with pytest.raises(ConfigError, match="--per-trial goes with --budget"):
+        plan_search("digits.tiny", ("seed=0,1",), per_trial=True)
     with pytest.raises(ConfigError, match="starting and scoring one takes about 25 s"):
         plan_search("digits.tiny", ("seed=0,1",), budget="20s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def parse(text: str, per_trial: bool) -> Budget:
     found = _TEXT.fullmatch(text.strip())
     unit = found[2].lower() if found else ""
     kinds = {**dict.fromkeys(SECONDS, "seconds"), **dict.fromkeys(HOURS, "worker_seconds"), "flops": "flops"}
-    if found is None or unit not in ("", *kinds) or float(found[1]) <= 0:
+    if found is None or unit not in ("", *kinds) or not 0 < float(found[1]) < math.inf:
         raise ConfigError(f"--budget {text!r} is not an amount such as 2e13 (FLOPs), 30min, 2h, 90s or 1.5gpuh")
     scale = {**SECONDS, **HOURS}.get(unit, 1)
     return Budget(float(found[1]) * scale, kinds.get(unit, "flops"), per_trial)

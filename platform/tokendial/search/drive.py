@@ -51,6 +51,8 @@ def plan_search(
     """
     single, several = lists(overrides)
     base = resolve(experiment, single)
+    if per_trial and budget is None:
+        raise ConfigError("--per-trial goes with --budget; without one each trial gets what the experiment spends")
     if space is not None and several:
         raise ConfigError(f"{', '.join(several)} lists values beside --space; put them into the space as Choice(...)")
     domains: Space = load_space(space) if space else several or default_space(base)
