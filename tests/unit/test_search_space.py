@@ -90,8 +90,11 @@ def test_a_space_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
         ({"optimizer.lr": 0.1}, "optimizer.lr is a float; it must be one of Choice"),
         ({"evaluation.counts": Choice(([1], [4]))}, "is the same for every trial"),
         ({"budget.flops": LogUniform(1e9, 1e10)}, "is the same for every trial"),
+        ({3: Uniform(0, 1)}, "3 is a int; a path is text"),
+        ({"optimizer.lr": Choice((0.1, {0.2}))}, r"optimizer\.lr has an option that JSON cannot hold"),
+        ({"seed": Choice((0, 1, 0))}, "seed lists 0 more than once"),
     ],
-    ids=["unknown", "no domain", "grid", "budget"],
+    ids=["unknown", "no domain", "grid", "budget", "no text", "no JSON", "twice"],
 )
 def test_a_space_that_cannot_be_searched_is_refused(space: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

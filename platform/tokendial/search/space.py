@@ -80,6 +80,8 @@ def check_space(space: Space, base: RunConfig[Any]) -> None:
     """Raise ConfigError for a path that the configuration has not, or a value that is no domain."""
     known = keys(base)
     for path, domain in space.items():
+        if not isinstance(path, str):
+            raise ConfigError(f"space: {path!r} is a {type(path).__name__}; a path is text such as 'optimizer.lr'")
         if not isinstance(domain, KINDS):
             kinds = ", ".join(kind.__name__ for kind in KINDS)
             raise ConfigError(f"space: {path} is a {type(domain).__name__}; it must be one of {kinds}")
@@ -89,6 +91,18 @@ def check_space(space: Space, base: RunConfig[Any]) -> None:
             raise ConfigError(f"space: unknown key {path!r}; `tokendial train {base.experiment} --help` lists the keys")
         if path.startswith(("budget.", "evaluation.", "tracking.")) or path in ("experiment", "workload"):
             raise ConfigError(f"space: {path} is the same for every trial, as trials are compared on it")
+        if isinstance(domain, Choice):
+            _check_options(path, domain)
+
+
+def _check_options(path: str, domain: Choice) -> None:
+    try:
+        texts = [json.dumps(option) for option in domain.options]
+    except TypeError as error:
+        raise ConfigError(f"space: {path} has an option that JSON cannot hold: {error}") from error
+    repeated = [text for text in texts if texts.count(text) > 1]
+    if repeated:
+        raise ConfigError(f"space: {path} lists {repeated[0]} more than once")
 
 
 def scalars(space: Space) -> dict[str, Scalar]:
