@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokendial import runs
+from tokendial import metrics, runs
 from tokendial.contracts import RunConfig
 from tokendial.experiments import workload
 from tokendial.failures import Terminated
@@ -93,20 +93,26 @@ def pruned(order: TrialOrder, began: float) -> Outcome:
     """The outcome of a trial that was stopped at a rung: the curve it had there."""
     found = last_curve(order)
     assert found is not None, "a trial is pruned by a curve"
-    step, curve = found
-    record = runs.Run(runs.home() / order.run).record
-    config = from_document(order.config)
+    curve = found[1]
     return Outcome(
         status="PRUNED",
         values={name: value(name, curve, order.costs) for name in order.objectives},
         curve=curve,
-        flops=allowance_spent(config)[step],
-        steps=step,
         seconds=time.monotonic() - began,
-        run_id=record.run_id,
+        run_id=runs.Run(runs.home() / order.run).record.run_id,
         group=order.group,
-        seed=config.seed,
+        seed=order.config["seed"],
+        **_spent(order),
     )
+
+
+def _spent(order: TrialOrder) -> dict[str, Any]:
+    """Steps, FLOPs and seconds of the optimizer steps that an unfinished run has journalled."""
+    records = read_metrics(runs.home() / order.run / "tracking" / "metrics.jsonl")
+    seconds = {r.step: r.values[metrics.STEP_SECONDS] for r in records if metrics.STEP_SECONDS in r.values}
+    steps = max(seconds, default=0)
+    flops = allowance_spent(from_document(order.config))[steps] if steps else 0.0
+    return {"steps": steps, "flops": flops, "trained_seconds": sum(seconds.values())}
 
 
 def _tower(order: TrialOrder, watch: Watch) -> str | None:
@@ -168,7 +174,12 @@ def _finished(order: TrialOrder, result: RunResult, seconds: float) -> Outcome:
 
 def _failed(order: TrialOrder, cause: str, began: float) -> Outcome:
     folder = runs.home() / order.run
-    run_id = runs.Run(folder).record.run_id if (folder / "run.json").exists() else None
-    seed = order.config.get("seed")
-    seconds = time.monotonic() - began
-    return Outcome("FAILED", cause=cause, seconds=seconds, run_id=run_id, group=order.group, seed=seed)
+    return Outcome(
+        status="FAILED",
+        cause=cause,
+        seconds=time.monotonic() - began,
+        run_id=runs.Run(folder).record.run_id if (folder / "run.json").exists() else None,
+        group=order.group,
+        seed=order.config["seed"],
+        **_spent(order),
+    )
