@@ -21,6 +21,7 @@ PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
 COUNTS = (4, 16, 64)
+MOST_NEW_TOKENS = 1024
 
 
 def image(detail: str | None = None, content: bytes = PNG, kind: str = "image/png") -> dict[str, Any]:
@@ -34,8 +35,7 @@ def chat(*parts: dict[str, Any], text: str = "what is it", **fields: Any) -> dic
 
 
 class ScriptedBackend:
-    """Says the question's words back; the words `busy`, `full`, `bad`, `slow`, `lost`, `gone` and `broken` do
-    as they say."""
+    """Says the question's words back; the words that `stream` looks for do as they say."""
 
     def __init__(self) -> None:
         self.requests: list[ServeRequest] = []
@@ -64,6 +64,10 @@ class ScriptedBackend:
         counts = tuple(ask.count or COUNTS[-1] for ask in request.asks)
         if bad := [count for count in counts if count not in COUNTS]:
             raise BadRequest("visual_tokens", f"{bad[0]} visual tokens are not admissible; {COUNTS} are")
+        if request.sampling.max_new_tokens > MOST_NEW_TOKENS:
+            raise BadRequest("max_completion_tokens", f"1 to {MOST_NEW_TOKENS} new tokens are allowed")
+        if "floor" in words:
+            raise BadRequest("slo.min_quality", f"min_quality {request.min_quality} is not reached")
         if "busy" in words or "full" in words:
             raise Busy("no room", 2.5, full="full" in words)
         if "bad" in words:

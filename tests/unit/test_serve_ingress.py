@@ -133,6 +133,27 @@ def test_refusals_have_their_status_and_openais_shape_streamed_or_not(url: str, 
         assert ("retry-after" in headers) == (expected == 429)
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"visual_tokens": 5}, "visual_tokens"), ({"model": "scripted@5"}, "model"),
+        ({"max_tokens": 2000}, "max_tokens"), ({"max_completion_tokens": 2000}, "max_completion_tokens"),
+        ({"visual_tokens": 4, "slo": {"min_quality": 0.5}}, "slo"),
+    ],
+)  # fmt: skip
+def test_what_the_engine_refuses_names_the_field_that_was_sent(url: str, fields: dict[str, Any], param: str) -> None:
+    status, told, _ = post(url, chat(image(), **fields))
+    assert (status, told["error"]["param"]) == (400, param)
+
+
+def test_what_a_keys_floor_refuses_names_the_count(store: KeyStore) -> None:
+    bearer = {"authorization": f"Bearer {store.add(Key('floor', min_quality=0.5))}"}
+    with running(create_app(ScriptedBackend(), Options(), store)) as url:
+        doors = ({"visual_tokens": 4}, {"model": "scripted@4"}, {"slo": {"min_quality": 0.1}}, {})
+        told = [post(url, chat(image(), text="floor", **door), **bearer)[1]["error"]["param"] for door in doors]
+    assert told == ["visual_tokens", "model", "slo.min_quality", "messages"]
+
+
 @pytest.mark.parametrize(("word", "code"), [("gone", 503), ("broken", 500)])
 def test_our_own_faults_are_counted_and_told_without_their_inside(url: str, word: str, code: int) -> None:
     before = answers(url, code)

@@ -204,7 +204,7 @@ class Engine:
         if not 1 <= sampling.max_new_tokens <= settings.max_new_tokens:
             raise BadRequest(
                 "max_completion_tokens",
-                f"max_completion_tokens {sampling.max_new_tokens} must be 1 to {settings.max_new_tokens}",
+                f"{sampling.max_new_tokens} new tokens are asked for; 1 to {settings.max_new_tokens} are allowed",
             )
         shown = [part for turn in request.turns for part in turn.parts if isinstance(part, int)]
         if shown != list(range(len(request.images))):

@@ -253,11 +253,18 @@ def _model(served: Served) -> Mapping[str, Any]:
 
 
 def _field(name: str, asked: ChatRequest | None) -> str:
-    """A field in the client's words; engines number images, clients know them by their place in the messages."""
-    number = name.removeprefix("images.")
-    if asked is None or number == name:
+    """A field in the client's words: the door that he used, and his images by their place in the messages."""
+    if asked is None:
         return name
-    return f"{images(asked)[int(number)][0]}.url"
+    if name == "max_completion_tokens" and asked.max_completion_tokens is None:
+        return "max_tokens"
+    if name == "slo.min_quality" and (asked.slo is None or asked.slo.min_quality is None):
+        # The floor is the key's, so what is wrong is the count.
+        name = "visual_tokens"
+    if name == "visual_tokens" and name not in asked.model_fields_set:
+        return "model" if "@" in asked.model else "messages"
+    number = name.removeprefix("images.")
+    return name if number == name else f"{images(asked)[int(number)][0]}.url"
 
 
 async def _http_problem(_request: Request, error: Exception) -> Response:
