@@ -61,9 +61,12 @@ def search_order(
     from tokendial.resolve import resolve
     from tokendial.search.space import lists
 
-    single, _ = lists(overrides)
+    single, several = lists(overrides)
     config = resolve(experiment, single, machine_cpus=None)
     check_places(config.model_dump(mode="json"))
+    for key, listed in several.items():
+        for option in listed.options:
+            check_places({key: option})
     words = [experiment, *overrides, *(["--space", space] if space else []), *_words(options)]
     digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=4).hexdigest()
     name = checked_name(name or f"{identity.user_name()}.{runs.plain(experiment)}.search-{digest}")
