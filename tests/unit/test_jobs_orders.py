@@ -157,6 +157,19 @@ def test_own_modules_travel_and_installed_ones_do_not(tmp_path: Path, monkeypatc
         modules("mine.data:run")
 
 
+def test_a_file_of_ones_own_travels_from_any_folder_under_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "spaces").mkdir()
+    for name in ("spaces/small.py", "spaces/large.py", "beside.py"):
+        (tmp_path / name).write_text("x = 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert set(modules("spaces/small.py:space")) == {"spaces/small.py", "beside.py"}
+    for place in (f"{tmp_path}/beside.py", "../beside.py", "absent.py"):
+        with pytest.raises(ConfigError, match="is no file under the working folder, which is what travels"):
+            modules(f"{place}:space")
+
+
 def test_archives_depend_on_content_alone() -> None:
     assert archive({"a": b"1", "b": b"2"}) == archive({"b": b"2", "a": b"1"})
     assert archive({"a": b"1"}) != archive({"a": b"2"})

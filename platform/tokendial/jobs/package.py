@@ -26,23 +26,40 @@ def code() -> bytes:
 
 
 def modules(*names: str) -> dict[str, bytes]:
-    """The user's own modules behind `module:object` names: the module or package, and modules beside it."""
+    """The user's own modules behind `module:object` and `file.py:object` names, and modules beside them.
+
+    Raises ConfigError for a file that is not under the working folder, and where they are too large.
+    """
     found: dict[str, bytes] = {}
+    folder = Path.cwd()
     for name in names:
         module, colon, _ = name.partition(":")
         top = module.partition(".")[0]
         if not colon or top in PACKAGES:
             continue
-        folder = Path.cwd()
-        if not (folder / f"{top}.py").exists() and not (folder / top).is_dir():
+        if module.endswith(".py"):
+            own = [_under(folder, module)]
+        elif (folder / f"{top}.py").exists() or (folder / top).is_dir():
+            own = list((folder / top).rglob("*.py"))
+        else:
             # Installed, here and therefore on the cluster too.
             continue
-        paths = [*folder.glob("*.py"), *(folder / top).rglob("*.py")]
+        paths = [*folder.glob("*.py"), *own]
         found |= {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     size = sum(map(len, found.values()))
     if size > MAX_MODULE_BYTES:
         raise ConfigError(f"modules beside {names[0]!r} hold {size} bytes; the most sent is {MAX_MODULE_BYTES}")
     return found
+
+
+def _under(folder: Path, place: str) -> Path:
+    """A file by its path from the folder; the cluster finds it by the same path."""
+    path = Path(place)
+    if path.is_absolute() or ".." in path.parts or not (folder / path).is_file():
+        raise ConfigError(
+            f"{place!r} is no file under the working folder, which is what travels; give its path from here"
+        )
+    return folder / path
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:
