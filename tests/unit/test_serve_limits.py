@@ -87,6 +87,8 @@ def test_requests_beyond_the_most_in_work_are_busy_and_the_others_are_served(
         connections.append(connection)
         assert backend.asleep.wait(10)
     assert post(url, chat())[0] == 429
+    assert get(url, "/v1/models")[0] == 429
+    assert [get(url, path)[0] for path in ("/healthz", "/readyz", "/metrics")] == [200] * 3, "who watches is answered"
     for connection in connections:
         connection.close()
     deadline = time.monotonic() + 10

@@ -24,6 +24,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/"})
+# Answered however many requests are in work: a probe that fails under load would have the busy process restarted.
+WATCHED_PATHS = OPEN_PATHS | {"/metrics"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Gate:
             self._working -= 1
 
     def _admit(self, scope: Scope) -> Key | None:
-        if self._working > self._caps.max_requests:
+        if self._working > self._caps.max_requests and scope["path"] not in WATCHED_PATHS:
             raise Refused(429, "busy", "the server has as many requests as it takes; try again", retry_s=1.0)
         headers = scope["headers"]
         if sum(len(name) + len(value) for name, value in headers) > self._caps.max_header_bytes:
