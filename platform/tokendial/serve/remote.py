@@ -61,7 +61,8 @@ def public(address: str) -> bool:
         # NAT64 and the deprecated ::a.b.c.d carry an IPv4 address in the last 32 bits.
         if found in ipaddress.ip_network("64:ff9b::/96") or int(found) < 2**32:
             inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        if inner is not None and not public(str(inner)):
+        # fec0::/10 was made for private use once and passes for global in Python.
+        if found.is_site_local or (inner is not None and not public(str(inner))):
             return False
     return found.is_global and not found.is_multicast and not found.is_reserved
 
