@@ -265,6 +265,16 @@ def test_the_services_configuration_is_what_serve_and_the_endpoint_take(ray_clus
     assert ingress["port"]["number"] == config.http_options.port
 
 
+def test_the_ingress_passes_on_whatever_body_the_endpoint_takes() -> None:
+    """A body over the endpoint's cap must reach it, which says why it is refused."""
+    from tokendial.serve.options import serve_settings
+
+    annotations = DOCUMENTS["kuberay/ingress.yaml"]["metadata"]["annotations"]
+    passed_mib = int(annotations["nginx.ingress.kubernetes.io/proxy-body-size"].removesuffix("m"))
+    args = yaml.safe_load(RAY["kuberay/service.yaml"]["spec"]["serveConfigV2"])["applications"][0]["args"]
+    assert passed_mib > serve_settings(args["settings"]).max_body_mib
+
+
 def test_the_disruption_budget_covers_the_pods_that_serve() -> None:
     wanted = DOCUMENTS["kuberay/disruption-budget.yaml"]["spec"]["selector"]["matchLabels"]
     groups = cluster_spec(RAY["kuberay/service.yaml"])["workerGroupSpecs"]
