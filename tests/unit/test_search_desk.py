@@ -84,6 +84,19 @@ def test_trials_that_were_asked_for_and_not_told_come_first(tmp_path: Path) -> N
     assert sorted(Book(tmp_path / "trials.jsonl").trials) == [0, 1, 2]
 
 
+def test_the_best_of_a_search_that_goes_on_is_that_of_its_whole_ledger(tmp_path: Path) -> None:
+    desk = Desk(plan("random", trials=3), tmp_path)
+    for ended in (
+        Outcome("FINISHED", values={"autc": 0.4}),
+        Outcome("FINISHED", values={"autc": 0.2}),
+        Outcome("PRUNED", values={"autc": 0.9}),
+    ):
+        order = desk.ask()
+        assert order is not None
+        desk.tell(order.number, ended)
+        assert Book(tmp_path / "trials.jsonl").best("autc") == 0.4
+
+
 def test_a_closed_desk_hands_out_nothing(tmp_path: Path) -> None:
     desk = Desk(plan("random"), tmp_path)
     desk.closed = True

@@ -82,6 +82,11 @@ class Book:
         for event in _events(path):
             self._apply(event)
 
+    def best(self, objective: str) -> float:
+        """The largest value of an objective among finished trials; there must be one."""
+        ended = [trial.outcome for trial in self.trials.values() if trial.outcome is not None]
+        return max(outcome.values[objective] for outcome in ended if outcome.status == "FINISHED")
+
     def asked(self, number: int, candidate: Candidate, run: str) -> Trial:
         chosen = {"chosen": dict(candidate.chosen), "overrides": list(candidate.overrides)}
         self._write({"event": "asked", "trial": number, **chosen, "run": run})

@@ -27,7 +27,6 @@ class SearchRecord:
     def __init__(self, uri: str, folder: Path, plan: SearchPlan) -> None:
         self._uri, self._folder, self._plan = uri, folder, plan
         self._run_id: str | None = None
-        self._best = float("-inf")
 
     def open(self) -> None:
         """Open the parent run, the same one when the search is continued."""
@@ -68,11 +67,10 @@ class SearchRecord:
         if self._run_id is None:
             return
         self._link(client, number, outcome)
-        first = self._plan.objectives[0]
         values = {metrics.search_objective(name): value for name, value in outcome.values.items()}
-        if outcome.status == "FINISHED" and outcome.values[first] > self._best:
-            self._best = outcome.values[first]
-            values[metrics.SEARCH_BEST] = self._best
+        if outcome.status == "FINISHED":
+            # From the ledger, so that a search that goes on does not begin at nothing.
+            values[metrics.SEARCH_BEST] = Book(self._folder / "trials.jsonl").best(self._plan.objectives[0])
         rows = [Metric(name, value, 0, number) for name, value in values.items()]
         client.log_batch(self._run_id, metrics=rows)
 
