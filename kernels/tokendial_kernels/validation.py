@@ -44,9 +44,14 @@ def check_alike(name: str, tensor: Tensor, other_name: str, other: Tensor, shape
     check_device(name, tensor, other_name, other)
 
 
+def is_integer(value: object) -> bool:
+    """Whether a value is an int; True and False are not, though Python has them so."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_grid(features_BNC: Tensor, grid: tuple[int, int]) -> None:
     """Refuse a grid that is not two positive integers whose product is the number of patches."""
-    if len(grid) != 2 or any(not isinstance(side, int) or side < 1 for side in grid):
+    if not isinstance(grid, tuple | list) or len(grid) != 2 or any(not is_integer(side) or side < 1 for side in grid):
         raise ValueError(f"grid is {grid!r}; admissible: (height, width), two integers of at least 1")
     num_patches = features_BNC.shape[1]
     if grid[0] * grid[1] != num_patches:
@@ -55,7 +60,7 @@ def check_grid(features_BNC: Tensor, grid: tuple[int, int]) -> None:
 
 def check_side(name: str, n: int, grid: tuple[int, int]) -> None:
     """Refuse an output side that is not an integer in [1, the shorter side of the grid]."""
-    if not isinstance(n, int) or not 1 <= n <= min(grid):
+    if not is_integer(n) or not 1 <= n <= min(grid):
         raise ValueError(f"{name} is {n!r}; admissible: an integer from 1 to {min(grid)} on a {grid[0]}x{grid[1]} grid")
 
 

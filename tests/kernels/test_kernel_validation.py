@@ -105,6 +105,14 @@ REFUSED: list[tuple[Call, str]] = [
     ),
     (lambda d: gather_prune(ones(1, 9, 4, device=d), ones(1, 9, device=d), 10), "budget is 10; admissible: .* 1 to 9"),
     (lambda d: gather_prune(ones(1, 9, 4, device=d), ones(1, 9, device=d), [2, 3]), "budget has 2 entries; admissible"),
+    (lambda d: gather_prune(ones(1, 9, 4, device=d), ones(1, 9, device=d), True), "budget is True; admissible: an int"),
+    (
+        lambda d: gather_prune(ones(1, 9, 4, device=d), ones(1, 9, device=d), 2.0),  # pyright: ignore
+        "budget is 2.0; admissible: one integer, or one per item, 1",
+    ),
+    (lambda d: bipartite_merge(ones(1, 9, 4, device=d), True), "r is True; admissible: an integer from 0 to 4"),
+    (lambda d: pool(ones(1, 9, 4, device=d), (3, 3), True), "n is True; admissible: an integer from 1 to 3"),
+    (lambda d: pool(ones(1, 9, 4, device=d), 3, 2), r"grid is 3; admissible: \(height, width\)"),  # pyright: ignore
 ]
 
 

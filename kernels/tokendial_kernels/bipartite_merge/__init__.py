@@ -8,7 +8,7 @@ from tokendial_kernels.bipartite_merge.merge import Merge
 from tokendial_kernels.bipartite_merge.op import match_op
 from tokendial_kernels.bipartite_merge.reference import choose_reference
 from tokendial_kernels.route import runs_kernel
-from tokendial_kernels.validation import check_floating
+from tokendial_kernels.validation import check_floating, is_integer
 
 __all__ = ["Merge", "bipartite_merge"]
 
@@ -20,7 +20,7 @@ def bipartite_merge(metric_BNC: Tensor, r: int) -> Merge:
     """
     check_floating("metric_BNC", metric_BNC, 3)
     num_tokens = metric_BNC.shape[1]
-    if not isinstance(r, int) or not 0 <= r <= num_tokens // 2:
+    if not is_integer(r) or not 0 <= r <= num_tokens // 2:
         raise ValueError(f"r is {r!r}; admissible: an integer from 0 to {num_tokens // 2}, half of {num_tokens} tokens")
     with torch.no_grad():
         if r == 0:

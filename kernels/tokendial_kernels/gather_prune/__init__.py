@@ -9,7 +9,7 @@ from torch import Tensor
 from tokendial_kernels.gather_prune.op import gather_op
 from tokendial_kernels.gather_prune.reference import gather_reference, top_positions
 from tokendial_kernels.route import runs_kernel
-from tokendial_kernels.validation import check_device, check_floating, check_shape
+from tokendial_kernels.validation import check_device, check_floating, check_shape, is_integer
 
 __all__ = ["Pruned", "gather_prune"]
 
@@ -31,11 +31,13 @@ def gather_prune(features_BNC: Tensor, scores_BN: Tensor, budget: int | Sequence
     check_floating("scores_BN", scores_BN, 2)
     check_shape("scores_BN", scores_BN, (batch, num_tokens))
     check_device("scores_BN", scores_BN, "features_BNC", features_BNC)
+    if not isinstance(budget, int | Sequence):
+        raise ValueError(f"budget is {budget!r}; admissible: one integer, or one per item, {batch}")
     budgets = [budget] * batch if isinstance(budget, int) else list(budget)
     if len(budgets) != batch:
         raise ValueError(f"budget has {len(budgets)} entries; admissible: one integer, or one per item, {batch}")
     for each in budgets:
-        if not isinstance(each, int) or not 1 <= each <= num_tokens:
+        if not is_integer(each) or not 1 <= each <= num_tokens:
             raise ValueError(f"budget is {each!r}; admissible: an integer from 1 to {num_tokens}, the number of tokens")
     with torch.no_grad():
         positions_BK = top_positions(scores_BN, budgets)
