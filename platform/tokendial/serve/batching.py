@@ -164,7 +164,8 @@ class Batcher:
     def gathering_s(self, now: float, slots: int) -> float:
         """For how long an idle engine should let more requests come before it reads; infinite where none waits.
 
-        Only where the last pass had several: somebody who is alone never waits. At most as long as the pass will take.
+        Only where the last pass had several: whoever is alone after a crowd waits once, and then never. At most as long
+        as the pass will take at full counts.
         """
         if not self._waiting:
             return inf
