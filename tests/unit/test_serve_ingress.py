@@ -204,6 +204,13 @@ def test_health_readiness_load_and_the_page_answer(url: str) -> None:
     assert "default-src 'none'" in headers["content-security-policy"]
 
 
+def test_every_snippet_of_the_page_has_a_place_for_the_key_that_is_asked_for(url: str) -> None:
+    page = get(url, "/")[1]
+    snippets = page[page.index("const SNIPPETS") : page.index("function snippet()")]
+    for place in ("authorization: Bearer KEY", 'keyed ? "KEY" : "none"', 'authorization: "Bearer KEY"'):
+        assert place in snippets
+
+
 def test_every_series_of_the_one_list_is_exposed(url: str) -> None:
     post(url, chat(image()))
     text = get(url, "/metrics")[1]
