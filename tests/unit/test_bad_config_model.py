@@ -12,6 +12,10 @@ from transformers import AutoConfig
 from transformers.activations import ACT2FN
 
 VISION, LANGUAGE = "model.vision.config.", "model.language.config."
+SIGLIP = (
+    "model.vision.kind=siglip_vision_model",
+    'model.vision.config={"hidden_size": 16, "num_attention_heads": 4, "image_size": 48, "patch_size": 8}',
+)
 
 # id: (experiment, overrides, words the sentence must hold).
 BAD = {
@@ -49,6 +53,11 @@ BAD = {
     "captions at a URI": ("captions.openmoji", ["data.path=s3://x/y"], ["data.path", "s3://x/y"]),
     "data in a file": ("digits", [f"data.path={__file__}"], ["data.path", "not a folder"]),
     # settings that nothing would read
+    "patches across cells": (
+        "digits",
+        [*SIGLIP, "schedule.counts=[1,4,9]", "evaluation.counts=[1,4]"],
+        [f"{VISION}patch_size 8", "6 x 6 patches", "multiple of 4"],
+    ),
     "importance where all counts run": ("digits", ["schedule=m3", "schedule.importance=true"], ["importance", "all"]),
     "importance in a sandwich": (
         "digits",

@@ -6,10 +6,10 @@ from tokendial.contracts import Cost, Data, RunConfig, Task, Workload
 
 from tokendial_workloads.digits.attribution import ATTRIBUTION, LICENCE
 from tokendial_workloads.digits.config import DigitsData
-from tokendial_workloads.digits.words import CELLS, OPENING_TOKENS, SPECIALS, TURN_TOKENS, WORDS
+from tokendial_workloads.digits.words import CELLS, OPENING_TOKENS, ROWS, SPECIALS, TURN_TOKENS, WORDS
 from tokendial_workloads.vlm.admission import check_folder, check_model
 from tokendial_workloads.vlm.cost import ModelCost
-from tokendial_workloads.vlm.shapes import tower_values
+from tokendial_workloads.vlm.shapes import tower_shape, tower_values
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,13 @@ def check(config: RunConfig[Any]) -> None:
     if tower["image_size"] != SIDE:
         raise ValueError(
             f"model.vision.config.image_size {tower['image_size']} does not fit: mosaics of digits have {SIDE} pixels"
+        )
+    side = tower_shape(config.model).grid[0]
+    if side % len(ROWS) and any(stage.objective == "tower" for stage in config.stages):
+        raise ValueError(
+            f"model.vision.config.patch_size {tower['patch_size']} gives {side} x {side} patches, and a stage of "
+            f"objective 'tower' needs a multiple of {len(ROWS)} a side, as mosaics have {len(ROWS)} x {len(ROWS)} "
+            "cells; use patch_size 4, 6 or 12, or stages without that objective"
         )
     needed = OPENING_TOKENS + data.turns * TURN_TOKENS
     if data.text_tokens < needed:
