@@ -171,15 +171,26 @@ def test_a_folder_with_a_table_replaces_the_embedded_pictures(tmp_path: Path) ->
         ("outside", "outside of the folder"),
         ("absent", "cannot be read"),
         ("unreadable", "not one of PNG"),
+        ("short", "has a row without file_name or text: .'file_name': '0.png', 'text': None"),
+        ("empty", "names no pictures"),
+        ("latin", "is not a table in UTF-8"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, damage: str, reason: str) -> None:
     if damage != "no table":
-        write_folder(tmp_path, 2, "picture,caption" if damage == "columns" else "file_name,text")
-    extra = {"outside": "../secret.png,secret", "absent": "none.png,nothing", "unreadable": "note.png,a note"}
+        write_folder(
+            tmp_path, 0 if damage == "empty" else 2, "picture,caption" if damage == "columns" else "file_name,text"
+        )
+    extra = {
+        "outside": "../secret.png,secret",
+        "absent": "none.png,nothing",
+        "unreadable": "note.png,a note",
+        "short": "0.png",
+        "latin": "0.png,café",
+    }
     if damage in extra:
         (tmp_path / "note.png").write_text("no picture")
-        with (tmp_path / "metadata.csv").open("a") as table:
+        with (tmp_path / "metadata.csv").open("a", encoding="latin-1") as table:
             table.write("\n" + extra[damage])
     with pytest.raises(ValueError, match=reason):
         caption_splits(str(tmp_path), 16)

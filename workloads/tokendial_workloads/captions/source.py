@@ -99,14 +99,22 @@ def _folder(root: Path, size: int) -> Dataset:
     table = root / "metadata.csv"
     if not table.is_file():
         raise ValueError(f"data.path {root} has no metadata.csv with the columns file_name and text")
-    with table.open(newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
-        if not {"file_name", "text"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{table} needs the columns file_name and text, got {reader.fieldnames}")
-        return Dataset.from_list([_picture(root, row, size) for row in reader], features=FEATURES)
+    try:
+        with table.open(newline="", encoding="utf-8") as lines:
+            reader = csv.DictReader(lines)
+            if not {"file_name", "text"} <= set(reader.fieldnames or ()):
+                raise ValueError(f"{table} needs the columns file_name and text, got {reader.fieldnames}")
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{table} is not a table in UTF-8: {error}") from error
+    if not rows:
+        raise ValueError(f"{table} names no pictures")
+    return Dataset.from_list([_picture(root, row, size) for row in rows], features=FEATURES)
 
 
-def _picture(root: Path, row: Mapping[str, str], size: int) -> dict[str, Any]:
+def _picture(root: Path, row: Mapping[str, str | None], size: int) -> dict[str, Any]:
+    if not row["file_name"] or not row["text"]:
+        raise ValueError(f"{root / 'metadata.csv'} has a row without file_name or text: {dict(row)}")
     file = (root / row["file_name"]).resolve()
     if not file.is_relative_to(root.resolve()):
         raise ValueError(f"{root / 'metadata.csv'} names {row['file_name']}, which is outside of the folder")
