@@ -58,6 +58,7 @@ BAD = {
         [*SIGLIP, "schedule.counts=[1,4,9]", "evaluation.counts=[1,4]"],
         [f"{VISION}patch_size 8", "6 x 6 patches", "multiple of 4"],
     ),
+    "pictures moved away": ("captions.tiny", ["data.shift=48"], ["data.shift 48", "data.image_size 48"]),
     "importance where all counts run": ("digits", ["schedule=m3", "schedule.importance=true"], ["importance", "all"]),
     "importance in a sandwich": (
         "digits",

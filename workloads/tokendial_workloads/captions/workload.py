@@ -22,6 +22,11 @@ def check(config: RunConfig[Any]) -> None:
     data = config.data
     if not isinstance(data, CaptionsData):
         raise ValueError(f"the captions workload needs the settings of CaptionsData, got {type(data).__name__}")
+    if data.shift >= data.image_size:
+        raise ValueError(
+            f"data.shift {data.shift} would move pictures out of sight; it must be below data.image_size "
+            f"{data.image_size}"
+        )
     check_folder(config)
     check_model(config, vocabulary_size(config.model))
     tower = tower_shape(config.model)
