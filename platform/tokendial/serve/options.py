@@ -10,7 +10,7 @@ from tokendial.experiments import ConfigError, sentence
 from tokendial.serve.settings import EngineSettings
 
 Positive = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 # A full domain name, in lower case.
 HOST = re.compile(r"(?=.{1,253}\Z)(?!-)[a-z0-9-]{1,63}(?<!-)(?:\.(?!-)[a-z0-9-]{1,63}(?<!-))+")
@@ -46,7 +46,9 @@ class ServeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field(default="127.0.0.1", description="address to listen on; off loopback a key is required")
+    host: Annotated[str, Field(min_length=1)] = Field(
+        default="127.0.0.1", description="address to listen on; off loopback a key is required"
+    )
     port: Annotated[int, Field(ge=0, le=65_535)] = Field(default=8000, description="port; 0: any that is free")
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = Field(
         default=None, description="name of the model in requests; null: the registered name, or the workload's"

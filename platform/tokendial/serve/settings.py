@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -18,14 +19,14 @@ class EngineSettings(BaseModel):
     prefill_tokens: Positive = Field(
         default=16384, description="prompt positions, visual tokens included, read in one pass"
     )
-    patience_ms: Annotated[float, Field(gt=0)] = Field(
+    patience_ms: Milliseconds = Field(
         default=100, description="milliseconds a request waits for a larger batch of others before it goes first"
     )
     threads: Positive | None = Field(default=None, description="CPU threads of the model; null: the process's CPUs")
     governor: Literal["off", "shadow", "on"] = Field(
         default="on", description="off: every request at full count; shadow: record what would have been bent"
     )
-    target_ms: Annotated[float, Field(gt=0)] = Field(
+    target_ms: Milliseconds = Field(
         default=1000, description="milliseconds of a whole answer that the governor aims at where a request names none"
     )
     floor_quality: Share = Field(default=0.0, description="no request is bent below this expected quality")
