@@ -221,6 +221,13 @@ def test_every_series_of_the_one_list_is_exposed(url: str) -> None:
     assert 'tokendial_serve_agreement_ratio{count="4",model="scripted",replica="a"} 0.9' in text
 
 
+def test_the_guide_names_every_route(url: str) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    table = guide[guide.index("| route | |") : guide.index("429 with")]
+    for path in get(url, "/openapi.json")[1]["paths"]:
+        assert f"{path.replace('{name}', 'NAME')}`" in table, path
+
+
 def test_the_openapi_document_describes_the_chat_request(url: str) -> None:
     document = get(url, "/openapi.json")[1]
     assert document["components"]["schemas"]["ChatRequest"]["additionalProperties"] is False
