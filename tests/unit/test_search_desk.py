@@ -8,7 +8,7 @@ import pytest
 from tokendial.experiments import ConfigError
 from tokendial.search.desk import Desk, TrialOrder, check_candidates
 from tokendial.search.drive import plan_search
-from tokendial.search.found import read_plan
+from tokendial.search.found import SearchResult, read_plan
 from tokendial.search.plan import SearchPlan, fingerprint, refuse_changes
 from tokendial.search.trials import Book, Outcome
 
@@ -165,6 +165,10 @@ def test_plans_are_read_back_and_wall_time_needs_room_to_start(tmp_path: Path) -
     made = plan("optuna", objectives=("autc", "cost"))
     (tmp_path / "plan.json").write_text(made.model_dump_json())
     assert read_plan(tmp_path) == made
+    for name, read in (("plan.json", read_plan), ("result.json", SearchResult.read)):
+        (tmp_path / name).write_text('{"name": "it"')
+        with pytest.raises(ConfigError, match=f"{name} is broken; repair it or move the folder away"):
+            read(tmp_path)
     check_candidates(made)
     with pytest.raises(ConfigError, match="--budget '1e999' is not an amount"):
         plan_search("digits.tiny", ("seed=0,1",), budget="1e999")

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokendial import runs
 from tokendial.curve import Difference, Interval, ItemScores, TokenCurve, paired_difference, token_curve
@@ -17,6 +17,8 @@ from tokendial.scores import Scores
 from tokendial.search.objective import MINIMISED, envelope, hypervolume, pareto, worst_regret
 from tokendial.search.plan import SearchPlan, answer_costs
 from tokendial.search.trials import Book, Outcome, Trial
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class TrialRow(BaseModel):
@@ -72,7 +74,8 @@ class SearchResult(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        return cls.model_validate_json((folder / "result.json").read_text("utf-8"))
+        """Raises ConfigError where `result.json` is broken."""
+        return _read(cls, folder / "result.json")
 
     def row(self, number: int) -> TrialRow:
         return next(row for row in self.trials if row.number == number)
@@ -85,7 +88,15 @@ def find_search(name: str) -> Path | None:
 
 
 def read_plan(folder: Path) -> SearchPlan:
-    return SearchPlan.model_validate_json((folder / "plan.json").read_text("utf-8"))
+    """Raises ConfigError where `plan.json` is broken."""
+    return _read(SearchPlan, folder / "plan.json")
+
+
+def _read(kind: type[M], path: Path) -> M:
+    try:
+        return kind.model_validate_json(path.read_text("utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is broken; repair it or move the folder away") from error
 
 
 def read_found(name: str) -> SearchResult:
