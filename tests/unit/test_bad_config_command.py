@@ -19,6 +19,11 @@ BAD = {
     "unknown experiment": (["train", "digitz"], "'digitz' is unknown"),
     "missing file": (["train", "--config", "absent.json"], "No such file"),
     "dry run of a bad law": (["train", "digits", "--dry-run", "schedule.weights=[0,0,0]"], "sums to zero"),
+    "dry run from a run that is not there": (
+        ["train", "digits", "--dry-run", "--from", "absent"],
+        "run 'absent' is not",
+    ),
+    "dry run of a bad name": (["train", "digits", "--dry-run", "--name", "../up"], "run name '../up'"),
     "unknown run": (["report", "no-such-run"], "no-such-run"),
     "bad counts of eval": (["eval", "last", "--counts", "4,x"], "--counts '4,x'"),
 }

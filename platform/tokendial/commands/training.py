@@ -43,8 +43,10 @@ def train(
     """
     with failures():
         from tokendial import api
+        from tokendial.identity import user_name
         from tokendial.jobs import training_order
         from tokendial.resolve import resolve
+        from tokendial.train.driver import find_place, with_horizon
 
         if list_:
             return _print_list(json_)
@@ -54,6 +56,8 @@ def train(
             experiment, overrides = None, [experiment, *(overrides or [])]
         resolved = resolve(experiment, overrides or (), config, None if dry_run or on else machine.cpus())
         if dry_run:
+            if not on:
+                find_place(with_horizon(resolved), user_name(), name, new, source)
             return _print_forecast(api.forecast(resolved), json_)
         if on:
             return send_to(on, training_order(resolved, name, new, source), json_)

@@ -41,9 +41,7 @@ def train(
     """See `tokendial.api.train`; `twin_of` is the run this one is trained for, and `stop`, once set, ends it KILLED."""
     config = with_horizon(config)
     who = identity.capture()
-    weights, parent = _weights_of(source)
-    wanted = name or runs.run_name(config, who.user) + (f"-from-{runs.short_name(parent)}" if parent else "")
-    run = runs.check(runs.fresh_name(wanted) if new else wanted, config, parent)
+    run, weights, parent = find_place(config, who.user, name, new, source)
     if run.result.exists() and run.record.status == "FINISHED":
         _settle(run)
         return run.read_result()
@@ -60,6 +58,18 @@ def train(
         finally:
             if run.record.status == "RUNNING":
                 run.update(status="FAILED", error="it ended without a result")
+
+
+def find_place(
+    config: RunConfig[Any], user: str, name: str | None, new: bool, source: str | None
+) -> tuple[Run, Path | None, str | None]:
+    """The run of a planned configuration, written or not; the weights that it starts from, and the run they are of.
+
+    Raises ConfigError where it cannot be that run, or has no weights to start from.
+    """
+    weights, parent = _weights_of(source)
+    wanted = name or runs.run_name(config, user) + (f"-from-{runs.short_name(parent)}" if parent else "")
+    return runs.check(runs.fresh_name(wanted) if new else wanted, config, parent), weights, parent
 
 
 def _refuse_stage(run: Run, config: RunConfig[Any]) -> None:
