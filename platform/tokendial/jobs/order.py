@@ -134,8 +134,8 @@ def check_places(document: Mapping[str, Any]) -> None:
             )
         if key in PLACES and parts is None and _is_here_only(text):
             raise ConfigError(
-                f"{key} {text!r} is a path of this machine, which the cluster cannot read; copy it to storage that the "
-                "cluster mounts and give the path there, or name the mount in TOKENDIAL_SHARED if it is the same here"
+                f"{key} {text!r} is a path of this machine, which the cluster cannot read; put it on storage that is "
+                "mounted at the same path here and on the cluster, and name the mount in TOKENDIAL_SHARED"
             )
 
 
