@@ -98,7 +98,10 @@ def test_names_of_orders_say_what_they_start_from_and_last_is_refused() -> None:
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        ({"data": {"path": "{here}"}}, "data.path '.*' is a path of .*; put it on storage that is mounted at the same path"),
+        (
+            {"data": {"path": "{here}"}},
+            "data.path '.*' is a path of .*; put it on storage that is mounted at the same path",
+        ),
         ({"data": {"path": "./images"}}, "data.path './images' is a path of this machine"),
         ({"model": {"vision": {"source": "{here}"}}}, "model.vision.source '.*' is a path of this machine"),
         ({"data": {"path": "s3://key:hidden@bucket/x"}}, r"data.path 's3://\*\*\*@bucket/x' came with a user or pass"),
