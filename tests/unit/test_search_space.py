@@ -107,6 +107,8 @@ def test_lists_are_cut_outside_brackets_only() -> None:
     single, several = lists(("schedule=tokenflex,m3", "seed=0,1", "schedule.weights=[2,3,5]", "workers=1"))
     assert single == ["schedule.weights=[2,3,5]", "workers=1"]
     assert several == {"schedule": Choice(("tokenflex", "m3")), "seed": Choice((0, 1))}
+    deep = "[" * 100_000
+    assert lists((f"seed=0,{deep}",)) == ([], {"seed": Choice((0, deep))})
 
 
 def test_a_grid_crosses_lists_with_the_seed_turning_fastest() -> None:
