@@ -120,9 +120,10 @@ def test_the_queue_is_bounded_and_what_is_being_prepared_counts() -> None:
     queue.reserve(4, BENDS, 4, now=0.0)
     with pytest.raises(Full):
         queue.reserve(5, BENDS, 4, now=0.0)
-    assert (queue.num_waiting, queue.num_ready) == (3, 2)
-    queue.join(ticket(4))
-    assert (queue.num_waiting, queue.num_ready) == (3, 3)
+    assert queue.num_waiting == 3
+    assert started(queue) == [1, 2]
+    queue.join(ticket(4), 0.0)
+    assert started(queue) == [4]
 
 
 def test_what_cannot_be_in_time_is_refused_where_the_governor_is_on_and_queued_where_it_is_off() -> None:
@@ -243,7 +244,10 @@ def test_a_crowd_is_let_come_together_and_who_is_alone_is_read_at_once() -> None
     assert queue.gathering_s(1.002, 32) == pytest.approx(0.0015)
     assert queue.gathering_s(1.0036, 32) == 0
     assert queue.gathering_s(1.002, 2) == 0, "no slot is left for another"
+    queue.reserve(9, STAYS, 4, now=1.0036)
     whole_pass_s = COSTS.read_s(STAYS.wanted, 2)
+    assert queue.gathering_s(1.0036, 32) == pytest.approx(whole_pass_s - 0.0036), "somebody is being prepared"
+    queue.withdraw(9)
     late = 1.0 + whole_pass_s
     queue.admit(ticket(4, STAYS, arrived=late), late)
     assert 0 < queue.gathering_s(late, 32) < whole_pass_s, "longer than a pass takes is never waited"

@@ -90,6 +90,28 @@ def test_slots_grow_with_the_longest_answer_and_keep_what_they_hold(tmp_path: Pa
     assert len(both[1]) == 140
 
 
+def test_what_is_not_a_number_stays_with_the_row_that_had_it(tmp_path: Path) -> None:
+    serving = VlmServing(exported(tmp_path / "model"), CPU, torch.float32, num_slots=2)
+    features = serving.encode(torch.zeros(1, 3, 24, 24))
+    tokens = serving.project(features, 25)[0]
+    long, short = Row([1, 3, 9], [tokens]), Row([1, 8], [])
+    alone = write(serving, [long, short], [8, 8], [0, 0])
+    assert serving.prefill([Row([1, 3, 9], [tokens * torch.nan])] * 2).isnan().any()
+    serving.release([0, 1])
+    assert write(serving, [long, short], [8, 8], [0, 0]) == alone
+
+
+def test_a_prefill_that_fails_takes_no_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serving = VlmServing(exported(tmp_path / "model"), CPU, torch.float32, num_slots=2)
+    rows = [Row([1, 8], []), Row([1, 9], [])]
+    alone = write(serving, rows, [4, 4], [0, 0])
+    with monkeypatch.context() as patch:
+        patch.setattr(serving._model.lm_head, "forward", lambda hidden: hidden.new_empty(-1))
+        with pytest.raises(RuntimeError):
+            serving.prefill(rows)
+    assert write(serving, rows, [4, 4], [0, 0]) == alone
+
+
 def test_text_without_images_is_read_too(tmp_path: Path) -> None:
     serving, model = VlmServing(exported(tmp_path / "m"), CPU, torch.float32, 2), load(tmp_path / "m")
     found = write(serving, [Row([1, 8, 9], [])], [4], [0])[0]

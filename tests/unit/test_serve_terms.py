@@ -1,4 +1,4 @@
-"""What is asked for against the ladder: exact counts, ceilings, floors and targets, or a refusal by field."""
+"""What is asked for against the ladder: exact counts, floors and targets, or a refusal by field."""
 
 import json
 from collections.abc import Sequence
@@ -38,8 +38,6 @@ def request(*asks: Ask, **fields: Any) -> ServeRequest:
         ([OPEN, OPEN], {}, (144, 144), "largest"),
         ([Ask(25)], {}, (25,), "asked"),
         ([Ask(4), OPEN], {}, (4, 144), "asked"),
-        ([Ask(ceiling=100)], {}, (64,), "asked"),
-        ([Ask(ceiling=3)], {}, (1,), "asked"),
         ([OPEN], {"min_quality": 0.9}, (144,), "largest"),
         ([OPEN], {"min_quality": 0.9665}, (64,), "target"),
         ([OPEN], {"latency_ms": 1000}, (144,), "largest"),
@@ -71,9 +69,7 @@ def test_consent_floor_and_target_travel_with_the_terms() -> None:
     ("asks", "fields", "field", "message"),
     [
         ([Ask(5)], {}, "visual_tokens", "5 visual tokens are not admissible; admissible: 1, 4, 9, 16, 25, 36, 64"),
-        ([Ask(ceiling=0)], {}, "visual_tokens", "no count up to 0 is admissible"),
         ([OPEN], {"min_quality": 0.97}, "slo.min_quality", "not reached up to 144 visual tokens; .* best is 0.969"),
-        ([Ask(ceiling=4)], {"min_quality": 0.5}, "slo.min_quality", "not reached up to 4 visual tokens"),
         ([Ask(1)], {"min_quality": 0.5}, "slo.min_quality", "above the 0.200 of 1 visual tokens"),
     ],
     ids=str,

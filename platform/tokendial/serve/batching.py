@@ -47,7 +47,10 @@ class Full(Exception):
 
 @dataclass
 class _Entry:
+    """Ready since `joined`."""
+
     ticket: Ticket
+    joined: float
     work_s: tuple[float, ...]
     due: float
 
@@ -90,11 +93,6 @@ class Batcher:
         return len(self._waiting) + len(self._reserved)
 
     @property
-    def num_ready(self) -> int:
-        """Requests that could start."""
-        return len(self._waiting)
-
-    @property
     def num_running(self) -> int:
         return len(self._running)
 
@@ -128,17 +126,17 @@ class Batcher:
         self._reserved[ticket_id] = _Reserved(terms, work_s)
         self._add(work_s, 1)
 
-    def join(self, ticket: Ticket) -> None:
+    def join(self, ticket: Ticket, now: float) -> None:
         """Take the place that was kept."""
         reserved = self._reserved.pop(ticket.id)
         patience_s = min(self._patience_s, ticket.terms.target_s / 4)
         due = ticket.arrived + patience_s * (1 - ticket.priority)
-        self._waiting[ticket.id] = _Entry(ticket, reserved.work_s, due)
+        self._waiting[ticket.id] = _Entry(ticket, now, reserved.work_s, due)
 
     def admit(self, ticket: Ticket, now: float) -> None:
         """Reserve and join at once."""
         self.reserve(ticket.id, ticket.terms, ticket.max_new_tokens, now)
-        self.join(ticket)
+        self.join(ticket, now)
 
     def withdraw(self, ticket_id: int) -> bool:
         """Forget a request that has not started; False where it has."""
@@ -165,15 +163,16 @@ class Batcher:
         """For how long an idle engine should let more requests come before it reads; infinite where none waits.
 
         Only where the last pass had several: whoever is alone after a crowd waits once, and then never. At most as long
-        as the pass will take at full counts.
+        as the pass will take at full counts, and that long while a request is still being prepared.
         """
         if not self._waiting:
             return inf
         if self._last_rows < 2 or len(self._waiting) >= slots:
             return 0.0
-        first, last = next(iter(self._waiting.values())).ticket, next(reversed(self._waiting.values())).ticket
-        pass_s = self.governor.scale * self.governor.costs.read_s(first.terms.wanted, len(self._waiting))
-        return max(0.0, min(last.arrived + _GAP_S, first.arrived + pass_s) - now)
+        first, last = next(iter(self._waiting.values())), next(reversed(self._waiting.values()))
+        pass_s = self.governor.scale * self.governor.costs.read_s(first.ticket.terms.wanted, len(self._waiting))
+        gap_s = inf if self._reserved else _GAP_S
+        return max(0.0, min(last.joined + gap_s, first.joined + pass_s) - now)
 
     def start(self, now: float, free: int, of: int) -> Start | None:
         """The next tickets to read, at most `free` of the `of` slots; None where none should start now."""

@@ -42,7 +42,9 @@ class TimelyProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _hang_up(self) -> None:
-        self.transport.write(_TOO_SLOW)
+        # A second request may be late while the first one's answer is being sent.
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_TOO_SLOW)
         self.transport.close()
 
 

@@ -29,12 +29,6 @@ class Ladder:
         rung = self.rungs.get(count)
         return None if rung is None else rung.quality
 
-    def up_to(self, ceiling: int) -> int | None:
-        """The largest measured count up to a ceiling; below all of those, the largest admissible one; else None."""
-        measured = [count for count in self.rungs if count <= ceiling]
-        admissible = [count for count in self.admissible if count <= ceiling]
-        return max(measured or admissible, default=None)
-
     def efficient(self) -> tuple[int, ...]:
         """Measured counts that no smaller one equals in quality, falling: what bending steps through."""
         kept: list[int] = []

@@ -72,13 +72,14 @@ class Loop:
         """Let a place go that was kept."""
         with self.lock:
             self.batcher.withdraw(number)
+            self.lock.notify()
 
     def submit(self, job: Job) -> None:
         """Queue a job in its place; WorkFailed where the thread has ended meanwhile."""
         with self.lock:
             if self._closing:
                 raise WorkFailed("the engine is closed")
-            self.batcher.join(job.ticket)
+            self.batcher.join(job.ticket, time.monotonic())
             self.counters.accepted += 1
             self._jobs[job.ticket.id] = job
             self.lock.notify()

@@ -18,10 +18,9 @@ class Turn:
 
 @dataclass(frozen=True)
 class Ask:
-    """What was asked for one image: an exact `count` (never bent), or the largest admissible one up to `ceiling`."""
+    """What was asked for one image: an exact `count`, which is never bent, or the server's choice."""
 
     count: int | None = None
-    ceiling: int | None = None
 
 
 @dataclass(frozen=True)

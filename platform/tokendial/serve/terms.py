@@ -35,16 +35,11 @@ def terms_of(request: ServeRequest, ladder: Ladder, alone_s: Callable[[Sequence[
 
 def _asked(ask: Ask, ladder: Ladder) -> int:
     """The count an ask comes to when nothing else is wanted."""
-    if ask.count is not None:
-        if ask.count not in ladder.admissible:
-            raise BadRequest("visual_tokens", f"{ask.count} visual tokens are not admissible; {_listed(ladder)}")
-        return ask.count
-    if ask.ceiling is None:
+    if ask.count is None:
         return ladder.largest
-    found = ladder.up_to(ask.ceiling)
-    if found is None:
-        raise BadRequest("visual_tokens", f"no count up to {ask.ceiling} is admissible; {_listed(ladder)}")
-    return found
+    if ask.count not in ladder.admissible:
+        raise BadRequest("visual_tokens", f"{ask.count} visual tokens are not admissible; {_listed(ladder)}")
+    return ask.count
 
 
 def _open(ask: Ask, asked: int, floor: float, ladder: Ladder) -> list[int]:
@@ -84,7 +79,7 @@ def _in_time(
 def _reason(asks: Sequence[Ask], asked: Sequence[int], wanted: Sequence[int], ladder: Ladder) -> Reason:
     if tuple(asked) != tuple(wanted):
         return "target"
-    if any(ask.count is not None or ask.ceiling is not None for ask in asks):
+    if any(ask.count is not None for ask in asks):
         return "asked"
     return "smallest" if wanted and max(wanted) == min(ladder.rungs) else "largest"
 

@@ -9,9 +9,8 @@ D language width.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from tokendial.contracts import ModelConfig, RunConfig
+from tokendial.contracts import ModelConfig
 
 from .counts import check_count
 from .shapes import LanguageShape, TowerShape, language_shape, tower_shape
@@ -178,23 +177,6 @@ class ModelCost:
         mixing = 1 + (own or from_features)
         products = self._projector_products(k, trained)
         return sum(product.backward for product in products) + (scores + mixing) * self._query_product(k)
-
-
-def vlm_cost(config: RunConfig[Any], vocab_size: int | None = None, warmup_head_flops: float = 0.0) -> ModelCost:
-    """The cost of a run's model; `vocab_size` is the tokenizer's, needed where the configuration does not say it.
-
-    Raises ValueError where sizes cannot be known.
-    """
-    language = config.model.language
-    if vocab_size is None and "vocab_size" not in language.config:
-        raise ValueError("the cost of a model needs vocab_size, from the workload's tokenizer or model.language.config")
-    return ModelCost(
-        config.model,
-        config.data.text_tokens + 1,
-        vocab_size or language.config["vocab_size"],
-        config.activation_checkpointing,
-        warmup_head_flops,
-    )
 
 
 def _stem(tower: TowerShape) -> list[Product]:

@@ -88,9 +88,11 @@ class VlmServing:
             cache=prompt,
             use_cache=True,
         ).last_hidden_state
-        self._cache.fill(prompt, lengths)
         last_B = torch.tensor(lengths, device=self._device) - 1
-        return self._logits(hidden_BLD[torch.arange(len(rows), device=self._device), last_B])
+        logits_BV = self._logits(hidden_BLD[torch.arange(len(rows), device=self._device), last_B])
+        # Last, as slots that are taken must be told of: what fails before takes none.
+        self._cache.fill(prompt, lengths)
+        return logits_BV
 
     @torch.inference_mode()
     def decode(self, ids: Sequence[int]) -> Tensor:

@@ -65,6 +65,11 @@ class SlotLayer(CacheLayerMixin):
         for stored in self.stored(length):
             stored[target, :, :length] = stored[source, :, :length]
 
+    def clear(self, slot: int) -> None:
+        """Zeros, as a mask multiplies what it hides by zero, and zero times NaN is NaN."""
+        for stored in self.stored(0):
+            stored[slot] = 0
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.longest, 0
 
@@ -120,6 +125,8 @@ class SlotCache(Cache):
                     layer.move(last, slot, self._lengths[last])
                 self._lengths[slot] = self._lengths[last]
                 were[slot] = were[last]
+            for layer in self._slots:
+                layer.clear(last)
             self.used = last
         self._note()
         return were[: self.used]
