@@ -10,10 +10,10 @@ import torch
 from tokendial.contracts import LanguageConfig, LoraConfig, ModelConfig, TowerConfig
 from tokendial_workloads.vlm import shapes
 from tokendial_workloads.vlm.build import build_model
-from tokendial_workloads.vlm.cost import ModelCost, vlm_cost
+from tokendial_workloads.vlm.cost import ModelCost
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoConfig
-from vlm_tiny import CLIP, LLAMA, QWEN2, SIGLIP, STEM, WORDS, tiny_batch, tiny_model_config, tiny_run, tiny_task
+from vlm_tiny import CLIP, LLAMA, QWEN2, SIGLIP, STEM, WORDS, tiny_batch, tiny_model_config, tiny_task
 
 TASK = tiny_task()
 ROWS = 16
@@ -101,9 +101,8 @@ def test_recomputed_activations_are_counted(lora: LoraConfig | None) -> None:
 
 
 def test_the_warm_up_is_tower_and_head_forward_and_backward() -> None:
-    cost = vlm_cost(tiny_run(), vocab_size=len(WORDS), warmup_head_flops=1000.0)
+    cost = ModelCost(tiny_model_config(), 10, len(WORDS), warmup_head_flops=1000.0)
     assert cost.warmup_flops() == cost.tower_flops(trained=True) + 3000
-    assert cost.text_columns == 10
     assert cost.num_patches == 36
 
 
@@ -117,8 +116,6 @@ def test_cost_rises_with_the_count_and_refuses_what_the_model_refuses() -> None:
 
 
 def test_sizes_that_cannot_be_known_are_refused() -> None:
-    with pytest.raises(ValueError, match="needs vocab_size"):
-        vlm_cost(tiny_run())
     with pytest.raises(ValueError, match="give a local folder"):
         ModelCost(tiny_model_config(vision=TowerConfig(source="google/siglip-so400m-patch14-384")), 10, 35)
     with pytest.raises(ValueError, match="model type 'gpt2' is not known; known: llama"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tokendial.contracts import RunConfig
 from tokendial_workloads.vlm.build import TextIds, build_model, model_config, part_modules
-from tokendial_workloads.vlm.cost import vlm_cost
+from tokendial_workloads.vlm.cost import ModelCost
 from tokendial_workloads.vlm.model import TokendialForConditionalGeneration
 from tokendial_workloads.vlm.paper import COUNTS, paper_3b, paper_7b, paper_tenth
 from tokendial_workloads.vlm.text import expand_placeholders
@@ -23,7 +23,8 @@ IDS = TextIds(image=15001, pad=15002, eos=15003, bos=None, vocab_size=15004)
 )
 def test_the_papers_sizes_and_flops(paper: Callable[[], RunConfig[Any]], projector_parameters: int, width: int) -> None:
     config = paper()
-    cost = vlm_cost(config)
+    vocabulary = config.model.language.config["vocab_size"]
+    cost = ModelCost(config.model, config.data.text_tokens + 1, vocabulary, config.activation_checkpointing)
     with torch.device("meta"):
         model = TokendialForConditionalGeneration(model_config(config.model, IDS, COUNTS))
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in part_modules(model).items()}
