@@ -76,19 +76,36 @@ def test_options_that_do_not_go_together_are_refused(run: runs.Run, words: tuple
     assert done.stderr.startswith(f"tokendial: {message}")
 
 
-def test_stop_tells_the_process_that_holds_the_run_and_refuses_where_there_is_none(run: runs.Run) -> None:
-    with pytest.raises(ConfigError, match="run 'mine' is not at work; its status is RUNNING"):
-        api.stop("mine")
+def held(folder: Path) -> subprocess.Popen[str]:
+    """A process that holds the lease of a run or search."""
     program = (
         "import sys, time; from pathlib import Path; from tokendial.runs import Run\n"
         "with Run(Path(sys.argv[1])).lease():\n    print('held', flush=True)\n    time.sleep(60)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", program, run.folder], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
+    with holder.stdout as said:
+        assert said.readline() == "held\n"
+    return holder
+
+
+def test_stop_tells_the_process_that_holds_a_search(home: Path) -> None:
+    folder = home / "found"
+    folder.mkdir(parents=True)
+    (folder / "plan.json").touch()
+    with pytest.raises(ConfigError, match="search 'found' is not at work"):
+        api.stop("found")
+    holder = held(folder)
+    assert api.stop("found") == "here"
+    assert holder.wait(10) == -signal.SIGTERM
+
+
+def test_stop_tells_the_process_that_holds_the_run_and_refuses_where_there_is_none(run: runs.Run) -> None:
+    with pytest.raises(ConfigError, match="run 'mine' is not at work; its status is RUNNING"):
+        api.stop("mine")
+    holder = held(run.folder)
     assert api.stop("mine") == "here"
     assert holder.wait(10) == -signal.SIGTERM
-    holder.stdout.close()
     lease = run.folder / "lease.json"
     lease.write_text(json.dumps({"pid": os.getpid(), "host": "elsewhere", "born": "1"}))
     with pytest.raises(ConfigError, match="run 'mine' is at work on elsewhere; stop it there"):

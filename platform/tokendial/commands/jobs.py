@@ -74,11 +74,11 @@ def logs(
 
 @app.command()
 def stop(
-    run: Annotated[str, typer.Argument(help="Run: name, id, `last` or a job.")],
+    run: Annotated[str, typer.Argument(help="Run: name, id, `last` or a job; or a search.")],
     on: On = None,
     json_: Json = False,
 ) -> None:
-    """Stop a run, here or on a cluster, so that the same command continues it from its last checkpoint."""
+    """Stop a run or search, here or on a cluster, so that the same command continues it from its last checkpoint."""
     with failures():
         from tokendial import api
 

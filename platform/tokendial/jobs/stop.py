@@ -1,4 +1,4 @@
-"""End a run so that it can be continued: its workers first, then its driver, here or on a cluster."""
+"""End a run, or a search, so that it can be continued: its workers first, then its driver, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from tokendial import runs
 from tokendial.experiments import ConfigError
 from tokendial.jobs.cluster import Cluster
 from tokendial.jobs.send import ACTIVE, find
+from tokendial.search.found import find_search
 
 
 def stop(run: str, cluster: Cluster | None = None) -> str:
-    """Tell a run to stop and return where it was told; it ends as KILLED and the same command continues it."""
+    """Tell a run or search to stop and return where it was told; it ends as KILLED, and its command continues it."""
     if cluster is not None:
         job = find(cluster, run)
         if job is None:
@@ -22,11 +23,15 @@ def stop(run: str, cluster: Cluster | None = None) -> str:
             raise ConfigError(f"run {run!r} is not at work on the cluster at {cluster.url}; its job is {job['status']}")
         cluster.stop(job["submission_id"])
         return cluster.url
-    found = runs.find(run)
-    holder = found.holder()
+    search = find_search(run)
+    found = runs.find(run) if search is None else runs.Run(search)
+    kind, holder = "run" if search is None else "search", found.holder()
     if holder is None:
-        raise ConfigError(f"run {found.name!r} is not at work; its status is {found.record.status}")
+        status = f"; its status is {found.record.status}" if search is None else ""
+        raise ConfigError(f"{kind} {found.name!r} is not at work{status}")
     if holder["host"] != socket.gethostname():
-        raise ConfigError(f"run {found.name!r} is at work on {holder['host']}; stop it there, or with --on its cluster")
+        raise ConfigError(
+            f"{kind} {found.name!r} is at work on {holder['host']}; stop it there, or with --on its cluster"
+        )
     os.kill(holder["pid"], signal.SIGTERM)
     return "here"
