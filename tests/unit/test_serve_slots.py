@@ -95,10 +95,10 @@ def test_what_is_not_a_number_stays_with_the_row_that_had_it(tmp_path: Path) -> 
     features = serving.encode(torch.zeros(1, 3, 24, 24))
     tokens = serving.project(features, 25)[0]
     long, short = Row([1, 3, 9], [tokens]), Row([1, 8], [])
-    alone = write(serving, [long, short], [8, 8], [0, 0])
+    alone = write(serving, [long, short], [8, 8], [0, 1])
     assert serving.prefill([Row([1, 3, 9], [tokens * torch.nan])] * 2).isnan().any()
     serving.release([0, 1])
-    assert write(serving, [long, short], [8, 8], [0, 0]) == alone
+    assert write(serving, [long, short], [8, 8], [0, 1]) == alone
 
 
 def test_a_prefill_that_fails_takes_no_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
