@@ -1,7 +1,9 @@
 """The client as a laptop has it: torch, ray, transformers and MLflow's server cannot be imported."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 PROGRAM = """
 import importlib.abc, sys
@@ -38,4 +40,27 @@ def test_a_cluster_that_is_not_there_is_said_in_one_sentence() -> None:
             done.stderr.strip()
             .splitlines()[-1]
             .startswith("tokendial: the cluster at http://127.0.0.1:1 does not answer: ")
+        )
+
+
+WITHOUT = """
+import importlib.abc, sys
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "ray", "mlflow"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_work_that_the_base_install_cannot_do_says_what_to_install_or_where_to_send_it(tmp_path: Path) -> None:
+    """A finder that says what Python itself says of a package that is not there."""
+    environment = {**os.environ, "TOKENDIAL_HOME": str(tmp_path / "runs")}
+    for arguments in (["train", "digits.tiny"], ["train", "digits.tiny", "--dry-run"]):
+        program = WITHOUT + AWAY.format(arguments=arguments)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.strip().splitlines()[-1] == (
+            "tokendial: this needs the package 'torch', which the base install lacks; pip install "
+            "'tokendial[train,search,serve]' here, or give --on URL of a cluster that has it"
         )

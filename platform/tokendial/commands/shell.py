@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Vision-language models whose number of visual tokens is a dial: train, evaluate, export, report.",
 )  # fmt: skip
 console = Console()
+WHERE = "pip install 'tokendial[train,search,serve]' here, or give --on URL of a cluster that has it"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 Overrides = Annotated[
@@ -41,6 +42,10 @@ def failures() -> Iterator[None]:
         yield
     except ConfigError as error:
         stop_with(2, error)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("tokendial"):
+            raise
+        stop_with(2, f"this needs the package {error.name!r}, which the base install lacks; {WHERE}")
     except (WorkFailed, OSError, MemoryError) as error:
         stop_with(1, error)
     except KeyboardInterrupt:
