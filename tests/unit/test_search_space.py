@@ -1,6 +1,7 @@
 """What a search may choose from: domains, the default space, lists on the command line, repeatable suggestions."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,15 @@ def test_requests_that_do_not_go_together_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         check_request(algorithm, objectives, {"optimizer.lr": LogUniform(1e-4, 1e-2)}, trials)
+
+
+def test_optuna_is_asked_for_before_any_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = {"optimizer.lr": LogUniform(1e-4, 1e-2)}
+    check_request("optuna", ("autc",), space, None)
+    # As where it is not installed.
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"needs the package 'optuna'; pip install 'tokendial\[search\]'"):
+        check_request("optuna", ("autc",), space, None)
 
 
 def test_suggestions_follow_from_seed_place_and_results_alone() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -64,6 +65,9 @@ def check_request(algorithm: str, objectives: Sequence[str], space: Space, trial
     """Raise ConfigError where algorithm, objectives and space do not go together."""
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"--algorithm {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
+    if algorithm == "optuna" and find_spec("optuna") is None:
+        # It is asked only after some random trials, which would have been trained by then.
+        raise ConfigError("--algorithm optuna needs the package 'optuna'; pip install 'tokendial[search]'")
     unknown = [name for name in objectives if name not in OBJECTIVES]
     if unknown or not objectives or len(set(objectives)) != len(objectives):
         raise ConfigError(f"--objectives {','.join(objectives)!r} must name some of {', '.join(OBJECTIVES)}, each once")
