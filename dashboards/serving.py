@@ -4,19 +4,21 @@ from panels import Panel, Row, made
 
 MODEL = '{model=~"$model"}'
 RATE = "[$__rate_interval]"
+# The page of one endpoint process is read through the proxy of every node: it counts once.
+ONCE = "max without (instance, pod, container)"
 
 
 def _rate(series: str, by: str) -> str:
-    return f"sum by ({by}) (rate(tokendial_serve_{series}_total{MODEL}{RATE}))"
+    return f"sum by ({by}) ({ONCE} (rate(tokendial_serve_{series}_total{MODEL}{RATE})))"
 
 
 def _quantile(share: float, series: str, by: str) -> str:
-    buckets = f"rate(tokendial_serve_{series}_bucket{MODEL}{RATE})"
+    buckets = f"{ONCE} (rate(tokendial_serve_{series}_bucket{MODEL}{RATE}))"
     return f"histogram_quantile({share}, sum by (le, {by}) ({buckets}))"
 
 
 def _mean(series: str) -> str:
-    total, number = (f"sum(rate(tokendial_serve_{series}_{part}{MODEL}{RATE}))" for part in ("sum", "count"))
+    total, number = (f"sum({ONCE} (rate(tokendial_serve_{series}_{part}{MODEL}{RATE})))" for part in ("sum", "count"))
     return f"{total} / {number}"
 
 
@@ -31,7 +33,7 @@ ROWS = (
                 "Refusals",
                 "Per second, by cause.",
                 "reqps",
-                ((f"sum by (cause) (rate(tokendial_serve_refusals_total{RATE}))", "{{cause}}"),),
+                ((f"sum by (cause) ({ONCE} (rate(tokendial_serve_refusals_total{RATE})))", "{{cause}}"),),
                 "stacked",
             ),
             Panel(
@@ -164,11 +166,11 @@ ROWS = (
                 (
                     (f"max by (model, version) (tokendial_serve_model_info{MODEL})", "{{model}} {{version}}"),
                     (
-                        "sum by (outcome) (increase(tokendial_serve_model_changes_total[1h])) or vector(0)",
+                        f"sum by (outcome) ({ONCE} (increase(tokendial_serve_model_changes_total[1h]))) or vector(0)",
                         "{{outcome}}",
                     ),
                     (
-                        f"sum by (model) (increase(tokendial_serve_retries_total{MODEL}[1h])) or vector(0)",
+                        f"sum by (model) ({ONCE} (increase(tokendial_serve_retries_total{MODEL}[1h]))) or vector(0)",
                         "{{model}} retries",
                     ),
                 ),

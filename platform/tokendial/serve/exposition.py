@@ -1,5 +1,6 @@
 """The endpoint's Prometheus series, made from the one list of names in `metrics.SERVE`."""
 
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,48 +18,50 @@ class Exposition:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._process = uuid.uuid4().hex[:8]
         self._series: dict[str, Any] = {}
         for series in SERVE:
             kind = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}[series.kind]
             more: dict[str, Any] = {"buckets": series.buckets} if series.buckets else {}
-            made = kind(series.name, series.help, series.labels, registry=self._registry, **more)
+            labels = series.labels if series.kind == "gauge" else (*series.labels, "process")
+            made = kind(series.name, series.help, labels, registry=self._registry, **more)
             self._series[series.name.removeprefix(PREFIX)] = made
 
     def status(self, model: str, key: str, code: int) -> None:
         """An answer was sent."""
-        self._series["requests"].labels(model, key, str(code)).inc()
+        self._own("requests", model, key, str(code)).inc()
 
     def refused(self, cause: str) -> None:
         """A request was turned away."""
-        self._series["refusals"].labels(cause).inc()
+        self._own("refusals", cause).inc()
 
     def retried(self, model: str) -> None:
         """A replica died and its answer was begun again."""
-        self._series["retries"].labels(model).inc()
+        self._own("retries", model).inc()
 
     def first_token(self, model: str, seconds: float) -> None:
         """A stream's first piece was sent."""
-        self._series["first_token_seconds"].labels(model).observe(seconds)
+        self._own("first_token_seconds", model).observe(seconds)
 
     def answered(self, model: str, key: str, done: Done, seconds: float) -> None:
         """An answer came to its end."""
         counts = set(done.visual_tokens)
         count = "mixed" if len(counts) > 1 else str(next(iter(counts), 0))
-        self._series["latency_seconds"].labels(model, count).observe(seconds)
+        self._own("latency_seconds", model, count).observe(seconds)
         for stage, latency_ms in done.latency_ms.items():
             if stage != "total":
-                self._series["stage_seconds"].labels(model, stage).observe(latency_ms / 1e3)
+                self._own("stage_seconds", model, stage).observe(latency_ms / 1e3)
         for used in done.visual_tokens:
-            self._series["images"].labels(model, str(used), done.reason).inc()
-        self._series["visual_tokens"].labels(model, key).inc(sum(done.visual_tokens))
-        self._series["wanted_tokens"].labels(model, key).inc(sum(done.wanted_tokens))
-        self._series["completion_tokens"].labels(model, key).inc(done.completion_tokens)
+            self._own("images", model, str(used), done.reason).inc()
+        self._own("visual_tokens", model, key).inc(sum(done.visual_tokens))
+        self._own("wanted_tokens", model, key).inc(sum(done.wanted_tokens))
+        self._own("completion_tokens", model, key).inc(done.completion_tokens)
         if done.expected_quality is not None:
-            self._series["expected_quality_ratio"].labels(model).observe(done.expected_quality)
+            self._own("expected_quality_ratio", model).observe(done.expected_quality)
 
     def changed(self, outcome: str) -> None:
         """A version took traffic, or was refused before it had any."""
-        self._series["model_changes"].labels(outcome).inc()
+        self._own("model_changes", outcome).inc()
 
     def text(self, served: Served, replicas: Mapping[str, Mapping[str, Any]]) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -69,6 +72,9 @@ class Exposition:
         for replica, load in replicas.items():
             self._engine(served.name, replica, load)
         return generate_latest(self._registry)
+
+    def _own(self, name: str, *labels: str) -> Any:
+        return self._series[name].labels(*labels, self._process)
 
     def _engine(self, model: str, replica: str, load: Mapping[str, Any]) -> None:
         plain = {
