@@ -100,7 +100,7 @@ SECONDS = (0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.4, 0.7, 1.0
 TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 
 # `model` is the served name, `key` the name of an API key ("" without keys), `count` the visual tokens of one image,
-# `replica` the engine's replica. Gauges are read from the engines. Counters and histograms are an endpoint process's own,
+# `replica` the engine's replica. Gauges are read from engines. Counters and histograms are an endpoint process's own,
 # and have its label `process` too: every node's proxy shows the page of whichever process it reaches.
 SERVE: tuple[Series, ...] = (
     Series("tokendial_serve_requests", "counter", "Answers by HTTP status.", ("model", "key", "code")),
