@@ -28,7 +28,7 @@ Algorithm = Literal["grid", "random", "optuna", "asha"]
 
 
 class SearchPlan(BaseModel):
-    """`plan.json`. `trials` may grow when a search is continued; nothing else may change.
+    """`plan.json`. When a search is continued `trials` may grow and `limit_s` change; nothing that trials share may.
 
     `allowance` is the budget as it was asked for, `flops` what it came to for each trial when the search began.
     """

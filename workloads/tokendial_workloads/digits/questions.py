@@ -47,7 +47,10 @@ QUESTIONS: dict[str, Callable[[Mosaic, Stream], Turn]] = dict(zip(GROUPS, (readi
 
 
 def training_turns(mosaic: Mosaic, stream: Stream, num_turns: int) -> list[Turn]:
-    """Turns of alternating types that state no fact twice; where a type has none left, a reading takes its turn."""
+    """Turns of alternating types that state no fact twice; where a type has none left, a reading takes its turn.
+
+    Each is found by drawing, so that of 16 turns, as many as a mosaic has cells, one may be stated again.
+    """
     first = stream.below(len(GROUPS))
     turns: list[Turn] = []
     while len(turns) < num_turns:
