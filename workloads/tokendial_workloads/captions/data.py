@@ -18,9 +18,8 @@ from tokendial_workloads.captions.concepts import SPLITS
 from tokendial_workloads.captions.config import CaptionsData
 from tokendial_workloads.captions.source import caption_splits, source_digest
 from tokendial_workloads.images import decode_image
+from tokendial_workloads.vlm.text import IGNORED
 from tokendial_workloads.vlm.vocabulary import IMAGE_TOKEN
-
-IGNORED = -100
 
 
 class Pictures(Sequence[Example]):

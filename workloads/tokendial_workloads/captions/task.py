@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from tokendial_workloads.captions.attribution import ATTRIBUTION, LICENCE
-from tokendial_workloads.captions.data import IGNORED
 from tokendial_workloads.vlm.build import vision_config
 from tokendial_workloads.vlm.task import ImageTextTask
+from tokendial_workloads.vlm.text import IGNORED
 
 
 class WordHead(nn.Module):

@@ -20,8 +20,7 @@ from tokendial_workloads.digits.source import SPLITS, digits_by_class, source_di
 from tokendial_workloads.digits.tokenizer import digits_tokenizer
 from tokendial_workloads.digits.warp import warped
 from tokendial_workloads.digits.words import GROUPS
-
-IGNORED = -100
+from tokendial_workloads.vlm.text import IGNORED
 
 
 class Mosaics(Sequence[Example]):
