@@ -124,7 +124,7 @@ class Endpoint:
         return Running(source, application, handle, examples)
 
     def switch(self, to: Running, outcome: str = "") -> None:
-        """Give new requests to a version that was started."""
+        """Give new requests to a version that was started; raises WorkFailed where the endpoint does not take it."""
         settings = self.settings
         limits = Limits(settings.new_tokens, settings.timeout_s)
         caps = Caps(settings.max_body_mib * 2**20, settings.max_body_s, max_requests=settings.max_requests)
@@ -150,7 +150,10 @@ class Endpoint:
         traces = None
         if self._tracking_uri is not None and settings.trace_share:
             traces = Traces(self._tracking_uri, f"serve.{to.source.name}", settings.trace_share)
-        serve.run(endpoint.bind(options, self._keys, traces), name=ENDPOINT, route_prefix="/", logging_config=QUIET)
+        try:
+            serve.run(endpoint.bind(options, self._keys, traces), name=ENDPOINT, route_prefix="/", logging_config=QUIET)
+        except RuntimeError as error:
+            raise WorkFailed(f"the endpoint did not take it: {_reason(ENDPOINT) or error}") from error
 
     def drop(self, running: Running) -> None:
         """Let a version finish its answers and end it."""

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +27,7 @@ TRIES = 5
 RETRY_S = 0.2
 LOAD_TIMEOUT_S = 2.0
 LOAD_KEPT_S = 0.2
+LOAD_FORGOTTEN_S = 10.0
 # A replica that died, is being replaced, or never came: the answer may be begun again elsewhere.
 GONE = (RayActorError, ReplicaUnavailableError)
 
@@ -104,10 +104,14 @@ class ReplicaBackend:
     async def load(self) -> Mapping[str, Mapping[str, Any]]:
         if time.monotonic() - self._load[0] > LOAD_KEPT_S:
             found = self._engine().broadcast("load")
-            with suppress(TimeoutError):
+            try:
                 loads = await found.results_async(timeout_s=LOAD_TIMEOUT_S, return_exceptions=True)
                 whole = [load for load in loads if isinstance(load, dict)]
                 self._load = time.monotonic(), {str(number): load for number, load in enumerate(whole)}
+            except TimeoutError:
+                # One of many may hang; what was heard last holds for a while.
+                if time.monotonic() - self._load[0] > LOAD_FORGOTTEN_S:
+                    self._load = self._load[0], {}
         return self._load[1]
 
     def examples(self) -> Sequence[Mapping[str, str]]:

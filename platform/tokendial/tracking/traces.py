@@ -26,7 +26,8 @@ from tokendial.tracking.server import AWAY, connect, logger, probe, reason
 from tokendial.tracking.uri import redact
 
 PARTS = ("queue", "image", "encode", "prefill", "decode")
-WAITING = 256
+# What waits holds its images, of up to some megabytes each.
+WAITING = 32
 AWAY_S = 60.0
 
 
