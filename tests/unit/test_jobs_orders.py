@@ -74,6 +74,19 @@ def test_a_cluster_without_a_token_is_used_only_when_that_is_said(
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "from-a-variable")
     assert find_token("http://head:8265") == "from-a-variable"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "with-a-newline\n")
+    assert find_token("http://head:8265") == "with-a-newline"
+
+
+@pytest.mark.parametrize("token", ["secret\nsecret", "secrét"])
+def test_a_token_that_no_header_can_hold_is_refused_unseen(
+    no_token: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    del no_token
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    with pytest.raises(ConfigError, match="is not one line of ASCII") as caught:
+        find_token("http://head:8265")
+    assert "secr" not in str(caught.value)
 
 
 def test_a_training_order_holds_the_resolved_configuration_under_the_callers_own_name() -> None:

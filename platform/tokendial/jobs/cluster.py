@@ -142,7 +142,9 @@ def find_token(url: str) -> str | None:
     """The token to show; off loopback one is required unless RAY_AUTH_MODE=disabled says that there is none."""
     if os.environ.get("RAY_AUTH_MODE") == "disabled":
         return None
-    token = os.environ.get("RAY_AUTH_TOKEN") or _read_token()
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip() or _read_token()
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise ConfigError(f"the token for the cluster at {url} is not one line of ASCII; give it as Ray wrote it")
     if token is None and not is_loopback(url):
         raise ConfigError(
             f"there is no token for the cluster at {url}; put it into ~/.ray/auth_token (mode 0600) or RAY_AUTH_TOKEN, "
