@@ -40,6 +40,7 @@ def evaluate(
     placed = _placed(config, folder)
     try:
         chosen.check(placed)
+        chosen.check_data(placed)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     split = split or card.split

@@ -186,6 +186,8 @@ def _chosen(reference: str, trial: int | None) -> tuple[Run, str | None]:
     else:
         found = read_found(reference)
         number = found.best if trial is None else trial
+        if number is None:
+            raise ConfigError(f"no trial of search {reference!r} finished; `tokendial report {reference}` says why")
         rows = {row.number: row for row in found.trials if row.outcome.status == "FINISHED"}
         if number not in rows:
             raise ConfigError(

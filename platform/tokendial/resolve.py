@@ -29,6 +29,7 @@ def resolve(
     overrides: Sequence[str] = (),
     config_file: Path | None = None,
     machine_cpus: int | None = machine.cpus(),
+    elsewhere: bool = False,
 ) -> RunConfig[Any]:
     """The configuration of a run.
 
@@ -38,6 +39,7 @@ def resolve(
         config_file: a resolved configuration to start from instead of the experiment's own.
         machine_cpus: refuse more workers than this, and bf16 without GPUs; None where the run goes elsewhere or is not
             started. Under RAY_ADDRESS it goes to that cluster, and this machine is not asked.
+        elsewhere: the run reads its data on another machine, so it is not looked for here.
 
     Raises:
         ConfigError: one sentence naming the field, the value and what is admissible.
@@ -50,7 +52,10 @@ def resolve(
     config = _validated(type(base), _merged(base, fields, presets))
     _check_horizon(config, fields)
     try:
-        workload(config.workload).check(config)
+        chosen = workload(config.workload)
+        chosen.check(config)
+        if not elsewhere:
+            chosen.check_data(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     try:

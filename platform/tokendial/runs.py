@@ -211,11 +211,19 @@ def create(
     return run
 
 
+def checked_name(name: str) -> str:
+    """A name that a run may have; raises ConfigError."""
+    if name == "last" or not NAME.fullmatch(name):
+        raise ConfigError(
+            f"run name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`, and not `last`, "
+            "which is the newest run"
+        )
+    return name
+
+
 def check(name: str, config: RunConfig[Any], parent: str | None = None) -> Run:
     """The run that a name would be, written or not; raises ConfigError where it cannot be this one."""
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"run name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`")
-    run = Run(home() / name)
+    run = Run(home() / checked_name(name))
     if (run.folder / "run.json").exists():
         _refuse_other_config(run, config.model_dump(mode="json"))
         before = run.record.parent

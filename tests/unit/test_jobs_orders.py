@@ -15,7 +15,7 @@ from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from tokendial.jobs import Cluster, evaluation_order, search_order, serving_order, training_order
 from tokendial.jobs.cluster import checked_address, find_token, is_loopback
-from tokendial.jobs.order import check_places
+from tokendial.jobs.order import CONFIG, check_places
 from tokendial.jobs.package import archive, code, modules
 from tokendial.progress import read_line
 from tokendial.resolve import resolve
@@ -97,6 +97,14 @@ def test_a_training_order_holds_the_resolved_configuration_under_the_callers_own
     document = json.loads(order.files["config.json"])
     assert document["seed"] == 5
     assert runs.run_name(config.model_validate(document)) == order.run
+
+
+def test_data_that_only_the_cluster_has_is_looked_for_there() -> None:
+    with pytest.raises(ConfigError, match=r"data\.path '/mnt/only/there' does not exist"):
+        resolve("digits.tiny", ["data.path=/mnt/only/there"], machine_cpus=None)
+    config = resolve("digits.tiny", ["data.path=/mnt/only/there"], machine_cpus=None, elsewhere=True)
+    order = training_order(config)
+    assert json.loads(order.files[CONFIG])["data"]["path"] == "/mnt/only/there"
 
 
 def test_names_of_orders_say_what_they_start_from_and_last_is_refused() -> None:
@@ -228,6 +236,7 @@ def test_a_search_order_repeats_what_was_typed_under_one_name(tmp_path: Path, mo
         search_order("digits.tiny", (f"data.path=s3://bucket/x,{tmp_path}",), options, None, None)
     with pytest.raises(ConfigError, match=r"'s3://\*\*\*@bucket/x' came with a user or password"):
         search_order("digits.tiny", ("data.path=s3://key:hidden@bucket/x,s3://bucket/y",), options, None, None)
+    assert search_order("digits.tiny", ("seed=0,1", "data.path=/mnt/only/there"), options, None, None).arguments
     with pytest.raises(ConfigError, match="unknown key 'seeed'"):
         search_order("digits.tiny", ("seeed=0,1", "seeed=2"), options, None, None)
 

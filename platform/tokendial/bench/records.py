@@ -11,6 +11,7 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,8 +60,9 @@ class Row(BaseModel):
         """Whether the target is reached; None where there is none."""
         if self.at_most is None and self.at_least is None:
             return None
-        most = float("inf") if self.at_most is None else self.at_most
-        return (self.at_least or 0.0) <= self.value <= most
+        most = inf if self.at_most is None else self.at_most
+        least = -inf if self.at_least is None else self.at_least
+        return least <= self.value <= most
 
     @property
     def target(self) -> str:

@@ -33,7 +33,7 @@ from tokendial.serve.source import locate
 
 CHAT = "/v1/chat/completions"
 EMPTY = "/empty"
-ALONE, CROWD = 25, 160
+ALONE, CROWD = 25, 480
 CONCURRENCY = 32
 MOST_ADDED_MS = 3.0
 LEAST_OF_ALLOWED = 0.9

@@ -54,7 +54,8 @@ def train(
             return _print_train_help(experiment)
         if experiment is not None and "=" in experiment:
             experiment, overrides = None, [experiment, *(overrides or [])]
-        resolved = resolve(experiment, overrides or (), config, None if dry_run or on else machine.cpus())
+        cpus = None if dry_run or on else machine.cpus()
+        resolved = resolve(experiment, overrides or (), config, cpus, elsewhere=on is not None)
         if dry_run:
             if not on:
                 find_place(with_horizon(resolved), user_name(), name, new, source)

@@ -159,8 +159,9 @@ class Cost(Protocol):
 class Workload:
     """A named workload; `load` and `serve` are where torch is imported.
 
-    `serve` reads an exported folder as a server runs it, with room for a number of answers at once; it needs nothing
-    but the folder. None: the workload cannot be served.
+    `check` and `check_data` raise ValueError: where settings cannot work together, on any machine; and where the data
+    they name is not there, on the machine that will read it. `serve` reads an exported folder as a server runs it, with
+    room for a number of answers at once; it needs nothing but the folder. None: the workload cannot be served.
     """
 
     name: str
@@ -171,3 +172,4 @@ class Workload:
     cost: Callable[[RunConfig[Any]], Cost]
     load: Callable[[RunConfig[Any]], tuple[Data, Task]]
     serve: Callable[[str, torch.device, torch.dtype, int], Serving] | None = None
+    check_data: Callable[[RunConfig[Any]], None] = lambda config: None

@@ -47,7 +47,7 @@ def training_order(
     if source == "last":
         raise ConfigError("--from last is this machine's last run; give the name of a run of the cluster")
     ending = f"-from-{runs.short_name(source)}" if source else ""
-    name = checked_name(name or runs.run_name(config, identity.user_name()) + ending)
+    name = runs.checked_name(name or runs.run_name(config, identity.user_name()) + ending)
     arguments = ["train", "--config", CONFIG, "--name", name, "--json"]
     arguments += ["--new"] if new else []
     arguments += ["--from", source] if source else []
@@ -62,14 +62,14 @@ def search_order(
     from tokendial.search.space import lists
 
     single, several = lists(overrides)
-    config = resolve(experiment, single, machine_cpus=None)
+    config = resolve(experiment, single, machine_cpus=None, elsewhere=True)
     check_places(config.model_dump(mode="json"))
     for key, listed in several.items():
         for option in listed.options:
             check_places({key: option})
     words = [experiment, *overrides, *(["--space", space] if space else []), *_words(options)]
     digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=4).hexdigest()
-    name = checked_name(name or f"{identity.user_name()}.{runs.plain(experiment)}.search-{digest}")
+    name = runs.checked_name(name or f"{identity.user_name()}.{runs.plain(experiment)}.search-{digest}")
     modules = package.modules(config.experiment, config.workload, *([space] if space else []))
     return Order(name, ("search", *words, "--name", name, "--json"), modules)
 
@@ -85,12 +85,6 @@ def serving_order(model: str, overrides: Sequence[str], options: Mapping[str, ob
     _check_model(model, "serve")
     words = ("serve", *overrides, "--model", model, *_words(options), "--json")
     return Order(f"serve.{runs.plain(model)}", words)
-
-
-def checked_name(name: str) -> str:
-    if not runs.NAME.fullmatch(name):
-        raise ConfigError(f"run name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`")
-    return name
 
 
 def _check_model(model: str, what: str) -> None:

@@ -22,11 +22,15 @@ STOP_WAIT_S = 60
 
 
 def send(cluster: Cluster, order: Order) -> str:
-    """Submit an order and return its submission id; where the very same order is at work already, return that one's."""
+    """Submit an order and return its submission id.
+
+    Where the very same order is at work already, and does not ask for a new run, return that one's.
+    """
     command = shlex.join(order.arguments)
     digest = hashlib.blake2b(package.archive(order.files) + command.encode(), digest_size=8).hexdigest()
     for job in cluster.jobs():
-        if job["status"] in ACTIVE and (job["metadata"] or {}).get(DIGEST) == digest:
+        same = "--new" not in order.arguments and (job["metadata"] or {}).get(DIGEST) == digest
+        if same and job["status"] in ACTIVE:
             return job["submission_id"]
     who = identity.capture()
     files = {**order.files, identity.FILE: who.model_dump_json().encode()}

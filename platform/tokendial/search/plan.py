@@ -147,8 +147,10 @@ def make_plan(space: Space, **fields: Any) -> SearchPlan:
     plan = SearchPlan(name="", space=describe(space), **fields)
     experiment = re.sub(r"[^A-Za-z0-9.-]", "-", plan.experiment)
     name = name or f"{plan.user}.{experiment}.search-{fingerprint(plan)}"
-    if not TRIAL_NAME.fullmatch(name):
-        raise ConfigError(f"search name {name!r} is not admissible; use up to 85 letters, digits, `.`, `_` and `-`")
+    if name == "last" or not TRIAL_NAME.fullmatch(name):
+        raise ConfigError(
+            f"search name {name!r} is not admissible; use up to 85 letters, digits, `.`, `_` and `-`, and not `last`"
+        )
     return plan.model_copy(update={"name": name})
 
 

@@ -27,7 +27,6 @@ def check(config: RunConfig[Any]) -> None:
             f"data.shift {data.shift} would move pictures out of sight; it must be below data.image_size "
             f"{data.image_size}"
         )
-    check_folder(config)
     check_model(config, vocabulary_size(config.model))
     tower = tower_shape(config.model)
     if data.image_size != tower.grid[0] * tower.patch:
@@ -75,4 +74,5 @@ openmoji = Workload(
     cost=cost,
     load=load,
     serve=serve,
+    check_data=check_folder,
 )

@@ -29,7 +29,6 @@ def check(config: RunConfig[Any]) -> None:
             f"model.language.tokenizer {config.model.language.tokenizer} cannot be used: the answers of digits are "
             "single words, which its own tokenizer writes as one token each"
         )
-    check_folder(config)
     check_model(config, _VOCABULARY)
     _, tower = tower_values(config.model)
     if tower["image_size"] != SIDE:
@@ -83,4 +82,5 @@ digits = Workload(
     cost=cost,
     load=load,
     serve=serve,
+    check_data=check_folder,
 )
