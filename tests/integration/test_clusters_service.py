@@ -1,4 +1,4 @@
-"""The RayService's own Serve configuration on a real cluster: deployed as KubeRay does it, asked, watched."""
+"""The RayService's own Serve configuration on a real cluster with the pods' environment: deployed, asked, watched."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 import yaml
 from jobs_lab import ROOT, Place, environment, free_ports, local_cluster
 from prometheus_lab import OPENER, collect, prometheus, queries
+from tokendial.serve.application import CLUSTER_ENVIRONMENT
 from tokendial.serve.keys import Key, KeyStore
 
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
@@ -78,7 +79,7 @@ class Service:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = export_model(tmp_path_factory.mktemp("served") / "model")
-    with local_cluster(RAY_metrics_report_interval_ms="1000") as place:
+    with local_cluster(RAY_metrics_report_interval_ms="1000", **CLUSTER_ENVIRONMENT) as place:
         place.home.mkdir(exist_ok=True)
         with environment(place.environment):
             service = Service(place, folder)

@@ -33,6 +33,7 @@ def test_the_spread_of_samples_is_median_and_outer_fifths() -> None:
         ({}, None),
         ({"at_most": 1.0}, True),
         ({"at_most": 0.99}, False),
+        ({"at_most": 20.0, "value": -2.5}, True),
         ({"at_least": 1.0}, True),
         ({"at_least": 1.01}, False),
     ],

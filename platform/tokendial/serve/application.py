@@ -186,6 +186,8 @@ class Endpoint:
         thread.start()
         thread.join(self.settings.start_timeout_s)
         if outcome and isinstance(outcome[0], DeploymentHandle):
+            # Versions are proved in an event loop that ends; a router in it would end too and could not be shut down.
+            outcome[0]._init(_run_router_in_separate_loop=True)
             return outcome[0]
         reason = _reason(application) or (str(outcome[0]) if outcome else "")
         serve.delete(application)
