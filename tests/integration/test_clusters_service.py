@@ -79,7 +79,7 @@ class Service:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = export_model(tmp_path_factory.mktemp("served") / "model")
-    with local_cluster(RAY_metrics_report_interval_ms="1000", **CLUSTER_ENVIRONMENT) as place:
+    with local_cluster(cpus=2, rocksdb=False, RAY_metrics_report_interval_ms="1000", **CLUSTER_ENVIRONMENT) as place:
         place.home.mkdir(exist_ok=True)
         with environment(place.environment):
             service = Service(place, folder)
