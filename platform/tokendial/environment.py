@@ -46,6 +46,10 @@ def apply() -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # A machine of one's own is not drained, and the actor that would watch for it costs each run a process.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    if not sys.stderr.isatty():
+        # Libraries draw their bars into files too; transformers goes by the hub's variable.
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(build_folder()))
     scripts = str(Path(sys.executable).parent)
     path = os.environ.get("PATH", "")

@@ -142,10 +142,12 @@ def test_a_port_open_on_every_interface_is_seen() -> None:
 
 def test_the_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    monkeypatch.delenv("DO_NOT_TRACK", raising=False)
+    for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.delenv(name, raising=False)
     environment.apply()
     assert os.environ["OMP_NUM_THREADS"] == "3"
     assert os.environ["DO_NOT_TRACK"] == "true"
+    assert os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] == "1", "nobody looks at bars in a file"
     assert environment.worker_environment()["OMP_NUM_THREADS"] == "3"
     assert "TORCH_EXTENSIONS_DIR" not in environment.worker_environment()
 

@@ -99,3 +99,7 @@ def test_a_bad_data_uri_names_its_field(url: str) -> None:
     with pytest.raises(BadRequest) as caught:
         data_image("messages[0].content[0].image_url", ImageUrl(url=url))
     assert caught.value.field == "messages[0].content[0].image_url.url"
+
+
+def test_a_data_uri_may_be_written_in_capitals() -> None:
+    assert data_image("here", ImageUrl(url="DATA:image/PNG;BASE64,AAAA")) == bytes(3)

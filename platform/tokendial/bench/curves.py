@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -60,7 +59,6 @@ class Row(BaseModel):
     allowance: float
     flops: float
     steps: int
-    seconds: float
     points: tuple[tuple[float, dict[int, float]], ...]
 
     @property
@@ -187,19 +185,13 @@ def train_missing(table: Curves, wanted: Iterable[Wanted], path: Path, console: 
                 table.write(path)
                 continue
             config, start = configured(line), _start(line.seed, starts, table)
-            began = time.perf_counter()
             flops, steps, points = _trained(config, start)
-            row = Row(
-                **line.model_dump(exclude={"allowance"}), allowance=line.allowance, flops=flops, steps=steps,
-                seconds=round(time.perf_counter() - began, 1), points=points,
-            )  # fmt: skip
+            row = Row(**line.model_dump(), flops=flops, steps=steps, points=points)
             table.rows.append(row)
             table.costs, table.machine = answer_costs(resolve(EXPERIMENT, SETTING)), machine()
             table.commit = identity.capture(Path(__file__).parent).commit
             table.write(path)
-            console.print(
-                f"{number} {line.part} {line.label} seed {line.seed}: AUTC {row.autc:.4f}, {row.seconds:.0f} s"
-            )
+            console.print(f"{number} {line.part} {line.label} seed {line.seed}: AUTC {row.autc:.4f}")
 
 
 def _start(seed: int, folder: Path, table: Curves) -> Path:
@@ -276,9 +268,9 @@ def show(table: Curves, console: Console) -> None:
     for part in ("space", "rank", "versus"):
         rows = table.of(part)
         if rows:
-            shown = Table(part, "seed", "allowance", "steps", "AUTC", "seconds", box=None, pad_edge=False)
+            shown = Table(part, "seed", "allowance", "steps", "AUTC", box=None, pad_edge=False)
             for row in sorted(rows, key=lambda row: (row.allowance, -row.autc)):
-                numbers = (f"{row.allowance:.3g}", str(row.steps), f"{row.autc:.4f}", f"{row.seconds:.0f}")
+                numbers = (f"{row.allowance:.3g}", str(row.steps), f"{row.autc:.4f}")
                 shown.add_row(row.label, str(row.seed), *numbers)
             console.print(shown)
     for name, result in table.results.items():

@@ -15,7 +15,9 @@ from tokendial.serve.request import Ask, BadRequest, Sampling, ServeRequest, Tur
 from tokendial.serve.schema import ChatRequest, ImageUrl, TextPart, images
 
 MODEL = re.compile(r"(?P<name>[^@]+)(?:@(?P<count>[1-9][0-9]{0,6}))?")
-DATA_URI = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?P<options>(?:;[\w.+-]+=[\w.+-]+)*)(?P<base64>;base64)?,")
+DATA_URI = re.compile(
+    r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?P<options>(?:;[\w.+-]+=[\w.+-]+)*)(?P<base64>;base64)?,", re.IGNORECASE
+)
 MAX_HEAD = 256
 KINDS = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif", "application/octet-stream")
 
