@@ -7,6 +7,7 @@ it was pruned. Every figure is a median over seeds, each with its own order. The
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -134,22 +135,26 @@ def replay_rows(table: Curves, seeds: int) -> dict[str, Any]:
         "seeds": seeds,
         "best_of_random": {"trials": RANDOM_TRIALS, "autc": round(target, 4)},
         "spent_to_reach_it": reached,
-        "of_random": {n: round(line["median"] / reached["random"]["median"], 3) for n, line in reached.items()},
-        "pareto_95_percent": {**_summary(covered), "of_exhaustive": round(_summary(covered)["median"] / len(rows), 3)},
+        "of_random": {n: _ratio(line["median"], reached["random"]["median"]) for n, line in reached.items()},
+        "pareto_95_percent": {**_summary(covered), "of_exhaustive": _ratio(_summary(covered)["median"], len(rows))},
     }
     return {**found, **rankings(table), **contest(table)}
 
 
-def _spent(steps: Mapping[int, Sequence[Step]], rows: Sequence[Row], target: float) -> dict[str, float]:
+def _spent(steps: Mapping[int, Sequence[Step]], rows: Sequence[Row], target: float) -> dict[str, float | None]:
     return _summary([spent_to_reach(line, rows, target) for line in steps.values()])
 
 
-def _summary(spent: Sequence[float | None]) -> dict[str, float]:
-    """Median and spread in whole trials; seeds that never got there count as infinite, and are counted."""
-    values = sorted(float("inf") if x is None else x for x in spent)
-    low, high = values[len(values) // 5], values[4 * len(values) // 5]
+def _summary(spent: Sequence[float | None]) -> dict[str, float | None]:
+    """Median and fifths in whole trials, None where that many never got there; `missed` is the share that did not."""
+    values = sorted(math.inf if x is None else x for x in spent)
+    found = {"low": values[len(values) // 5], "median": values[len(values) // 2], "high": values[4 * len(values) // 5]}
     missed = sum(x is None for x in spent) / len(spent)
-    return {"median": round(statistics.median(values), 3), "low": low, "high": high, "missed": round(missed, 3)}
+    return {**{name: None if x == math.inf else round(x, 3) for name, x in found.items()}, "missed": round(missed, 3)}
+
+
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else round(one / other, 3)
 
 
 def rankings(table: Curves) -> dict[str, Any]:
