@@ -131,9 +131,10 @@ def test_a_wrong_mime_type_does_not_matter_as_content_decides(url: str) -> None:
     ("fields", "param"),
     [
         ({"visual_tokens": 5000}, "visual_tokens"),
-        ({"max_tokens": 4000}, "max_completion_tokens"),
+        ({"max_tokens": 4000}, "max_tokens"),
+        ({"max_completion_tokens": 4000}, "max_completion_tokens"),
         ({"slo": {"min_quality": 0.99}}, "slo.min_quality"),
-        ({"model": "digits@99999"}, "visual_tokens"),
+        ({"model": "digits@99999"}, "model"),
     ],
 )
 def test_what_only_the_engine_can_judge_is_refused_by_field_too(url: str, fields: dict[str, Any], param: str) -> None:
