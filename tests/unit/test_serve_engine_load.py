@@ -1,7 +1,9 @@
 """The engine when much is asked of it: bending, shadow, replays, a model that fails, and its end."""
 
 import asyncio
+import time
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,20 @@ def test_the_shadow_answers_at_full_count_and_counts_what_it_would_have_bent(fol
         assert counters.images == {144: 30}
 
     run(folder, use, governor="shadow", target_ms=60000)
+
+
+def test_an_idle_engine_reads_those_together_that_it_lets_come_together(folder: Path) -> None:
+    async def use(engine: Engine) -> None:
+        batcher = engine._batcher
+        until = time.monotonic() + 1.0
+        batcher.gathering_s = lambda now, slots: max(0.0, until - now) if batcher.num_waiting else inf  # type: ignore[method-assign]
+        first = asyncio.ensure_future(answered(engine, asked(0)))
+        await asyncio.sleep(0.3)
+        await asyncio.gather(first, answered(engine, asked(1)))
+        counters = engine.load_state().counters
+        assert (counters.batches, counters.batched) == (1, 2)
+
+    run(folder, use, governor="off")
 
 
 def test_a_model_that_fails_ends_its_requests_and_goes_on(folder: Path) -> None:
