@@ -21,7 +21,7 @@ help:
 	echo "make test      tests without the long proofs"
 	echo "make test-all  all tests that need no GPU"
 	echo "make lint      ruff and pyright"
-	echo "make gpu       kernel tests and benchmarks on a CUDA device"
+	echo "make gpu       tests and kernel benchmarks on a CUDA device"
 	echo "make mlflow    tracking server on http://127.0.0.1:5000 over ./runs"
 	echo "make system-deps  Prometheus and Chromium for the tests that use them (Debian, as root)"
 
@@ -63,7 +63,8 @@ lint: .venv/.ready
 	$(BIN)/pyright
 
 gpu: .venv/.ready
-	@$(BIN)/python -m tokendial_kernels.bench --device cuda
+	@$(BIN)/python -m pytest -m gpu tests/unit
+	$(BIN)/python -m tokendial_kernels.bench --device cuda
 
 # Only requests to these hosts are answered, no jobs run on the server, and no pickle is loaded.
 mlflow: .venv/.ready

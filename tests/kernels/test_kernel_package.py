@@ -32,10 +32,10 @@ sys.modules["triton"] = None  # any import of triton now raises
 from tokendial_kernels import OPS
 from tokendial_kernels.bipartite_merge import bipartite_merge
 from tokendial_kernels.gather_prune import gather_prune
+from tokendial_kernels.graph import CallGraph
 from tokendial_kernels.pool import pool
 from tokendial_kernels.pool_norm import pool_norm
 from tokendial_kernels.projector import projector
-from tokendial_kernels.projector.graph import ProjectorGraph
 from tokendial_kernels.swiglu import swiglu
 x = torch.randn(1, 9, 4, requires_grad=True)
 w, v, b = torch.randn(6, 4), torch.randn(5, 6), torch.ones(4)

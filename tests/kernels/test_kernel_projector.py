@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tokendial_kernels.flops import FLOP_FORMULAS
+from tokendial_kernels.graph import CallGraph
 from tokendial_kernels.pool import pool
 from tokendial_kernels.pool_norm import pool_norm
 from tokendial_kernels.projector import projector
 from tokendial_kernels.projector.cpu import projector_cpu
-from tokendial_kernels.projector.graph import ProjectorGraph
 from tokendial_kernels.projector.op import gated_linear_op
 from tokendial_kernels.projector.reference import projector_reference
 from tokendial_kernels.swiglu import swiglu
@@ -87,8 +87,8 @@ def test_gated_linear_op_passes_gradcheck_and_opcheck():
 
 
 def test_graph_refuses_a_cpu_by_name():
-    with pytest.raises(ValueError, match="features_BNC is on cpu; admissible: a CUDA device"):
-        ProjectorGraph(draw(1, 36, 6), (6, 6), 2, tuple(draw_weights(torch.float64)))
+    with pytest.raises(ValueError, match="example is on cpu; admissible: a CUDA device"):
+        CallGraph(lambda features: features, draw(1, 36, 6))
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])

@@ -1,6 +1,7 @@
 """The engine when much is asked of it: bending, shadow, replays, a model that fails, and its end."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from math import inf
@@ -14,6 +15,7 @@ from tokendial.failures import WorkFailed
 from tokendial.serve.costs import Costs, Line
 from tokendial.serve.engine import Engine
 from tokendial.serve.request import Done, Sampling, ServeRequest
+from tokendial_workloads.vlm.serving import VlmServing
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,34 @@ def test_a_count_whose_answers_disagree_is_bent_to_no_longer(folder: Path) -> No
         assert min(one.visual_tokens for one in done) == (4,)
 
     run(folder, use, governor="on", replay_share=1.0, target_ms=60000, min_agreement=0.9)
+
+
+def test_faster_forms_are_made_while_answers_are_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(engine: Engine) -> None:
+        written, made = [], []
+        compiling = asyncio.get_running_loop().create_future()
+
+        def capture() -> None:
+            made.append((threading.current_thread().name, len(written)))
+            if len(made) == 3:
+                raise RuntimeError("no room for a graph")
+
+        monkeypatch.setattr(VlmServing, "captures", lambda serving, pixels, counts: [capture] * len(counts))
+        async for item in engine.generate(question(new_tokens=1000)):
+            written.append(item)
+            if len(written) == 5:
+                compiling = asyncio.ensure_future(engine.compile())
+        with pytest.raises(RuntimeError, match="no room for a graph"):
+            await compiling
+        assert [thread for thread, _ in made] == ["tokendial-engine"] * 3
+        assert made[0][1] < made[-1][1] < len(written), "between turns of the answer"
+        assert (await answered(engine, question()))[1].completion_tokens > 0
+
+    run(folder, use, max_new_tokens=1000)
+
+
+def test_on_a_cpu_there_is_nothing_to_capture(folder: Path) -> None:
+    assert not VlmServing(folder, torch.device("cpu"), torch.float32, 1).captures(torch.zeros(3, 48, 48), COUNTS)
 
 
 def test_a_closed_engine_fails_what_is_unfinished_and_refuses_more(folder: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from served_model import picture
 from tokendial.contracts.serving import Row
 from tokendial.serve.request import Turn
 from tokendial_workloads.vlm.decode import greedy
@@ -118,6 +119,20 @@ def test_text_without_images_is_read_too(tmp_path: Path) -> None:
     whole: Any = model
     ids = whole.generate(input_ids=torch.tensor([[1, 8, 9]]), max_new_tokens=4, do_sample=False, eos_token_id=None)
     assert found == ids[0, 3:].tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_give_the_tokens_that_launches_give(tmp_path: Path) -> None:
+    serving = VlmServing(exported(tmp_path / "m"), torch.device("cuda"), torch.bfloat16, 2)
+    images = torch.stack([serving.image(picture(seed)) for seed in (0, 1)])
+    eager = [serving.project(serving.encode(image[None]), k) for image in images for k in serving.counts[:3]]
+    for capture in serving.captures(images[0], serving.counts[:3]):
+        capture()
+    replayed = [serving.project(serving.encode(image[None]), k) for image in images for k in serving.counts[:3]]
+    for one, other in zip(eager, replayed, strict=True):
+        assert torch.equal(one, other)
+    assert serving.encode(images).shape[0] == 2, "graphs are of single images"
 
 
 def test_the_placeholder_is_never_written(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from tokendial_kernels.bench.contest import EAGER, FLOOR, OURS, Call, Contest, T
 from tokendial_kernels.bipartite_merge import bipartite_merge
 from tokendial_kernels.cross_entropy import HAS_LIGER, cross_entropy
 from tokendial_kernels.gather_prune import gather_prune
+from tokendial_kernels.graph import CallGraph
 from tokendial_kernels.pool import pool
 from tokendial_kernels.pool.reference import pool_reference
 from tokendial_kernels.pool_norm import pool_norm
 from tokendial_kernels.pool_norm.reference import pool_norm_reference
 from tokendial_kernels.projector import projector
-from tokendial_kernels.projector.graph import ProjectorGraph
 from tokendial_kernels.projector.reference import projector_reference
 from tokendial_kernels.swiglu import swiglu
 from tokendial_kernels.swiglu.reference import swiglu_reference
@@ -140,7 +140,7 @@ def _projector(batch: int, n: int, with_compiled: bool) -> Contest:
     def eager() -> Tensor:
         return projector_reference(features_BNC, GRID, n, *weights)
 
-    graph = ProjectorGraph(features_BNC, GRID, n, weights)
+    graph = CallGraph(lambda features: projector(features, GRID, n, *weights), features_BNC)
     calls: dict[str, Call] = {
         EAGER: torch.no_grad()(eager),
         "tokendial, launches": torch.no_grad()(lambda: projector(features_BNC, GRID, n, *weights)),

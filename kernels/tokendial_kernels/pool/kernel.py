@@ -7,7 +7,7 @@ Shapes: B batch, N = height * width patches, C channels, R = B * (sum of n * n) 
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -171,7 +171,8 @@ class Tables(NamedTuple):
         return min(limit, next_power_of_2(self.height.width * self.width.width))
 
 
-@lru_cache(maxsize=256)
+# Small and kept for ever: captured graphs read the tables where they lie.
+@cache
 def pool_tables(height: int, width: int, ns: tuple[int, ...], method: str, device: torch.device) -> Tables:
     """Windows of every token; a token's row holds its two bands, its count, and the tokens of the counts before."""
     rows, first_token, first_band = [], 0, 0
@@ -183,7 +184,7 @@ def pool_tables(height: int, width: int, ns: tuple[int, ...], method: str, devic
     return Tables(bands_h, bands_w, torch.tensor(rows, dtype=torch.int32, device=device))
 
 
-@lru_cache(maxsize=256)
+@cache
 def spread_tables(height: int, width: int, ns: tuple[int, ...], method: str, device: torch.device) -> Tables:
     """Transposed windows of every patch under every count; a count's row holds its side and the tokens before it."""
     rows = [(n, sum(side * side for side in ns[:index])) for index, n in enumerate(ns)]

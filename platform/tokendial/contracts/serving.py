@@ -5,7 +5,7 @@ Shapes: I images, N patches, C tower width, k visual tokens, D language width, B
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -79,6 +79,13 @@ class Serving(Protocol):
 
     def project(self, features_INC: Tensor, k: int) -> Tensor:
         """Visual tokens [I, k, D] at an admissible count."""
+        ...
+
+    def captures(self, pixels: Tensor, counts: Sequence[int]) -> Sequence[Callable[[], None]]:
+        """Calls, some tens of milliseconds each, after which single images of this shape are served faster at `counts`.
+
+        They are made on the model's thread while it serves; one that raises leaves things as they were. May be empty.
+        """
         ...
 
     def prefill(self, rows: Sequence[Row]) -> Tensor:

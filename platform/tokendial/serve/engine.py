@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf
@@ -123,6 +123,12 @@ class Engine:
             self._batcher.governor.recost(costs)
             self._batcher.reprice()
         self._ladder = self._ladder.measured(costs, _ASSUMED_NEW_TOKENS, self._serving.device)
+
+    async def compile(self) -> None:
+        """Have the model make its faster forms, one between two turns: answers never wait for all of them."""
+        _, pixels = self._vision.pixels(_PIXEL)
+        for capture in self._serving.captures(pixels, sorted(self._ladder.rungs)):
+            await self._on_thread(capture)
 
     def ladder(self) -> tuple[Rung, ...]:
         """The rungs by count, rising, with this replica's own latency once it is calibrated."""
@@ -253,17 +259,7 @@ class Engine:
 
     async def _on_thread(self, function: Callable[[], T]) -> T:
         """The result of a function that the model's thread runs between turns."""
-        done: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                done.set_result(function())
-            # It is the caller's to see, whatever it is; the thread goes on.
-            except Exception as error:
-                done.set_exception(error)
-
-        self._loop.call(run)
-        return await asyncio.wrap_future(done)
+        return await asyncio.wrap_future(self._loop.call(function))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""One engine replica: fetch, load, calibrate, then answer. Refusals travel as data, which every process can read."""
+"""One engine replica: fetch, load, calibrate, then answer, and compile meanwhile. Refusals travel as data."""
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +18,8 @@ from tokendial.serve.backend import Served, Whole, ladder, snapshot, whole
 from tokendial.serve.request import BadRequest, Busy, Chunk, Done, ServeRequest
 from tokendial.serve.settings import EngineSettings
 from tokendial.serve.source import Source
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class EngineReplica:
         registered = source.registered.partition("/")[0] if source.registered else None
         self._served = Served(source.name, source.version, card.metric, created, ladder(self._engine), registered)
         self._room = float(settings.slots * self._served.counts[-1])
+        self._compiling = asyncio.create_task(self._compile())
 
     def served(self) -> Served:
         """The model, with this replica's own latencies."""
@@ -90,6 +94,14 @@ class EngineReplica:
         """Raise where the model's thread has ended, so that this replica is replaced."""
         if not self._engine.load_state().alive:
             raise RuntimeError("the engine's thread has ended")
+
+    async def _compile(self) -> None:
+        """Behind the first answers, which are eager; without it answers are as right, and slower."""
+        try:
+            with self._timed("compile"):
+                await self._engine.compile()
+        except Exception:
+            log.exception("the model's faster forms could not all be made; it serves on without them")
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

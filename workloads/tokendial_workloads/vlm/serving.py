@@ -3,12 +3,14 @@
 Shapes: I images, N patches, C tower width, k visual tokens, D language width, B rows, L positions, V vocabulary.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokendial.contracts.serving import Message, Row
+from tokendial_kernels.graph import CallGraph
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -42,6 +44,8 @@ class VlmServing:
         self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         never = _ids(self._model.generation_config.suppress_tokens)
         self._never = torch.tensor(sorted(never), dtype=torch.long, device=device)
+        # Of single images, as many launches of little work each are what these wait for: None encodes, k projects to k.
+        self._graphs: dict[int | None, CallGraph] = {}
 
     def image(self, content: bytes) -> Tensor:
         """Pixels [3, H, W]; ValueError where the file is not a whole image of an allowed kind and size."""
@@ -58,12 +62,31 @@ class VlmServing:
     @torch.inference_mode()
     def encode(self, pixels_I3HW: Tensor) -> Tensor:
         """Patch features [I, N, C]."""
-        return self._model.encode(pixels_I3HW.to(self._device, self._dtype))
+        return self._single(None, pixels_I3HW.to(self._device, self._dtype), self._model.encode)
 
     @torch.inference_mode()
     def project(self, features_INC: Tensor, k: int) -> Tensor:
         """Visual tokens [I, k, D]; ValueError where k is not admissible."""
-        return self._model.project(features_INC, k)
+        return self._single(k, features_INC, partial(self._model.project, k=k))
+
+    def captures(self, pixels: Tensor, counts: Sequence[int]) -> Sequence[Callable[[], None]]:
+        """On CUDA a graph of the tower and one of the projector at each count, all for a single image."""
+        if self._device.type != "cuda":
+            return ()
+        return tuple(partial(self._capture, pixels, count) for count in (None, *counts))
+
+    @torch.inference_mode()
+    def _capture(self, pixels_3HW: Tensor, count: int | None) -> None:
+        pixels_13HW = pixels_3HW[None].to(self._device, self._dtype)
+        if count is None:
+            self._graphs[None] = CallGraph(self._model.encode, pixels_13HW)
+        else:
+            self._graphs[count] = CallGraph(partial(self._model.project, k=count), self._model.encode(pixels_13HW))
+
+    def _single(self, key: int | None, tensor: Tensor, call: Callable[[Tensor], Tensor]) -> Tensor:
+        """The call, by its graph where the tensor is of one image and there is one; never the graph's own buffer."""
+        graph = self._graphs.get(key)
+        return graph(tensor).clone() if graph is not None and tensor.shape[0] == 1 else call(tensor)
 
     @torch.inference_mode()
     def prefill(self, rows: Sequence[Row]) -> Tensor:
