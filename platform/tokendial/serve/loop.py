@@ -8,7 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from math import inf
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from tokendial.serve.sampling import generator_of, next_ids
 from tokendial.serve.vision import Vision
 from tokendial.serve.writing import Writing
 
+T = TypeVar("T")
 Deliver = Callable[[list[tuple[Job, Item]]], None]
 _KEPT_REPLAYS = 16
 
@@ -52,7 +55,7 @@ class Loop:
         self._jobs: dict[int, Job] = {}
         self._running: list[Job] = []
         self._out: list[tuple[Job, Item]] = []
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._replays: deque[Job] = deque(maxlen=_KEPT_REPLAYS)
         self._random = random.Random(0)
         self._closing = False
@@ -95,11 +98,15 @@ class Loop:
                 del self._jobs[job.ticket.id]
             self.lock.notify()
 
-    def call(self, function: Callable[[], None]) -> None:
-        """Run a function on the model's thread, between turns."""
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Have a function run on the model's thread, between turns; WorkFailed where that ends before."""
+        future: Future[T] = Future()
         with self.lock:
-            self._calls.append(function)
+            if self._closing:
+                raise WorkFailed("the engine is closed")
+            self._calls.append((future, function))
             self.lock.notify()
+        return future
 
     def close(self) -> None:
         """End the thread; what is unfinished fails."""
@@ -116,10 +123,8 @@ class Loop:
         torch.set_num_threads(self._threads)
         try:
             while self._wait_for_work():
-                calls, start = self._prepare_turn()
-                for function in calls:
-                    function()
-                self._turn(start)
+                self._run_calls()
+                self._turn(self._prepare_turn())
                 self._flush()
         finally:
             # Also where a fault of our own ends the thread: nobody may wait for ever.
@@ -127,6 +132,9 @@ class Loop:
                 self._closing = True
                 self._out += [(job, WorkFailed("the engine was closed")) for job in self._jobs.values()]
             self._flush()
+            for future, _ in self._calls:
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(WorkFailed("the engine was closed"))
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do; False where the thread is to end."""
@@ -138,10 +146,20 @@ class Loop:
                 self.lock.wait(None if delay_s == inf else delay_s)
             return not self._closing
 
-    def _prepare_turn(self) -> tuple[list[Callable[[], None]], Start | None]:
+    def _run_calls(self) -> None:
+        """Those that wait by now; what one raises is its caller's to see, and the thread goes on."""
+        for _ in range(len(self._calls)):
+            future, function = self._calls.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+    def _prepare_turn(self) -> Start | None:
         now = time.monotonic()
         with self.lock:
-            calls, self._calls = list(self._calls), deque()
             for ticket in self.batcher.expired(now):
                 self.counters.expired += 1
                 busy = Busy("the request was not started in time", self.batcher.retry_after_s())
@@ -152,7 +170,7 @@ class Loop:
                 self._release(gone)
             if self.batcher.governor.bar(self.agreement.barred(now)):
                 self.batcher.reprice()
-            return calls, self.batcher.start(now, self._num_slots - len(self._running), self._num_slots)
+            return self.batcher.start(now, self._num_slots - len(self._running), self._num_slots)
 
     def _turn(self, start: Start | None) -> None:
         if start is not None:
