@@ -124,6 +124,12 @@ class Engine:
             self._batcher.reprice()
         self._ladder = self._ladder.measured(costs, _ASSUMED_NEW_TOKENS, self._serving.device)
 
+    async def compile(self) -> None:
+        """Have the model make its faster forms, one between two turns: answers never wait for all of them."""
+        _, pixels = self._vision.pixels(_PIXEL)
+        for capture in self._serving.captures(pixels, sorted(self._ladder.rungs)):
+            await self._on_thread(capture)
+
     def ladder(self) -> tuple[Rung, ...]:
         """The rungs by count, rising, with this replica's own latency once it is calibrated."""
         return tuple(self._ladder.rungs[count] for count in sorted(self._ladder.rungs))
