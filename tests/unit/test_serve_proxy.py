@@ -120,3 +120,12 @@ def test_a_refusal_for_a_requests_own_reasons_turns_nobody_else_away() -> None:
     with running(Crowd(create_app(backend, Options()))) as url:
         assert post(url, chat(text="busy"))[0] == 429
         assert post(url, chat())[0] == 200
+
+
+def test_only_chat_completions_are_turned_away_with_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "HOLD_S", 5.0)
+    with running(Crowd(create_app(ScriptedBackend(), Options()))) as url:
+        assert post(url, chat(text="full"))[0] == 429
+        assert post(url, chat())[0] == 429
+        assert [get(url, path)[0] for path in ("/healthz", "/readyz", "/v1/models", "/metrics")] == [200] * 4
+        assert get(url, proxy.PATH)[0] == 405

@@ -151,7 +151,8 @@ class Endpoint:
         if self._tracking_uri is not None and settings.trace_share:
             traces = Traces(self._tracking_uri, f"serve.{to.source.name}", settings.trace_share)
         try:
-            serve.run(endpoint.bind(options, self._keys, traces), name=ENDPOINT, route_prefix="/", logging_config=QUIET)
+            bound = endpoint.bind(options, self._keys, traces, settings.replicas.most)
+            serve.run(bound, name=ENDPOINT, route_prefix="/", logging_config=QUIET)
         except RuntimeError as error:
             raise WorkFailed(f"the endpoint did not take it: {_reason(ENDPOINT) or error}") from error
 

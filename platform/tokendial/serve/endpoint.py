@@ -20,8 +20,9 @@ from tokendial.serve.backend import Lost, Served, Whole
 from tokendial.serve.exposition import Exposition
 from tokendial.serve.ingress import Options, Trace, create_app
 from tokendial.serve.keys import KeyStore
+from tokendial.serve.proxy import HOLD_S
 from tokendial.serve.replica import Refusal
-from tokendial.serve.request import Busy, Chunk, Done, ServeRequest
+from tokendial.serve.request import BadRequest, Busy, Chunk, Done, ServeRequest
 
 TRIES = 5
 RETRY_S = 0.2
@@ -44,8 +45,10 @@ class Traces:
 class ReplicaBackend:
     """Answers from the engine replicas of the version that takes traffic; a death costs a retry, not an answer."""
 
-    def __init__(self, exposition: Exposition) -> None:
+    def __init__(self, exposition: Exposition, most_replicas: int) -> None:
         self._series = exposition
+        self._most_replicas = most_replicas
+        self._full_s: dict[str, float] = {}
         self._handle: DeploymentHandle[Any] | None = None
         self._served: Served | None = None
         self._load: tuple[float, Mapping[str, Mapping[str, Any]]] = (0.0, {})
@@ -76,7 +79,7 @@ class ReplicaBackend:
                 response.cancel()
                 raise
             if isinstance(outcome, Refusal):
-                raise outcome.error()
+                raise self._error(outcome)
             return outcome
         raise AssertionError
 
@@ -88,7 +91,7 @@ class ReplicaBackend:
             try:
                 async for item in pieces:
                     if isinstance(item, Refusal):
-                        raise item.error()
+                        raise self._error(item)
                     begun = True
                     yield item
                 return
@@ -117,6 +120,16 @@ class ReplicaBackend:
     def examples(self) -> Sequence[Mapping[str, str]]:
         return self._examples
 
+    def _error(self, refusal: Refusal) -> BadRequest | Busy:
+        """What a replica refused; that it is full is true of all once each has just said so."""
+        error = refusal.error()
+        if isinstance(error, Busy) and error.full:
+            now = time.monotonic()
+            self._full_s[refusal.replica] = now
+            self._full_s = {replica: said for replica, said in self._full_s.items() if now - said < HOLD_S}
+            error.full = len(self._full_s) >= self._most_replicas
+        return error
+
     def _engine(self) -> DeploymentHandle[Any]:
         assert self._handle is not None
         return self._handle
@@ -131,7 +144,7 @@ class ReplicaBackend:
 class EndpointReplica:
     """An endpoint process; `reconfigure` names the application that answers, without a restart."""
 
-    def __init__(self, options: Options, keys: str | None, traces: Traces | None) -> None:
+    def __init__(self, options: Options, keys: str | None, traces: Traces | None, most_replicas: int) -> None:
         environment.apply()
         self._trace: Trace | None = None
         if traces is not None:
@@ -142,7 +155,7 @@ class EndpointReplica:
         self._options = options
         self._keys = None if keys is None else KeyStore(Path(keys))
         self._exposition = Exposition()
-        self._backend = ReplicaBackend(self._exposition)
+        self._backend = ReplicaBackend(self._exposition, most_replicas)
 
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Called by Serve before the first request and at every change of version."""

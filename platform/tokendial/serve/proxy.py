@@ -65,7 +65,7 @@ class Crowd:
         self._unseen = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != PATH:
+        if scope["type"] != "http" or (scope["method"], scope["path"]) != ("POST", PATH):
             await self._app(scope, receive, send)
             return
         if time.monotonic() < self._until_s:

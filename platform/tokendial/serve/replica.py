@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import time
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -24,13 +25,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Refusal:
-    """BadRequest or Busy on its way to the endpoint."""
+    """BadRequest or Busy on its way to the endpoint; `full` holds for one replica."""
 
     kind: Literal["bad", "busy"]
     message: str
     field: str = ""
     retry_after_s: float = 0.0
     full: bool = False
+    replica: str = ""
 
     def error(self) -> BadRequest | Busy:
         """The exception that this stands for."""
@@ -47,6 +49,7 @@ class EngineReplica:
         # Imports torch, which only replicas need.
         from tokendial.serve.engine import Engine
 
+        self._id = uuid.uuid4().hex[:8]
         self._start_s = {"process": time.time() - psutil.Process().create_time()}
         with self._timed("fetch"):
             folder = await asyncio.to_thread(source.fetch)
@@ -70,7 +73,7 @@ class EngineReplica:
         try:
             return await whole(self._engine, request)
         except (BadRequest, Busy) as error:
-            return _refusal(error)
+            return self._refusal(error)
 
     async def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done | Refusal]:
         """An answer in pieces; a refusal is its only item."""
@@ -79,7 +82,7 @@ class EngineReplica:
                 async for item in items:
                     yield item
         except (BadRequest, Busy) as error:
-            yield _refusal(error)
+            yield self._refusal(error)
 
     async def load(self) -> dict[str, Any]:
         """Load now, as plain data, and which process it is."""
@@ -103,14 +106,13 @@ class EngineReplica:
         except Exception:
             log.exception("the model's faster forms could not all be made; it serves on without them")
 
+    def _refusal(self, error: BadRequest | Busy) -> Refusal:
+        if isinstance(error, BadRequest):
+            return Refusal("bad", str(error), field=error.field)
+        return Refusal("busy", str(error), "", error.retry_after_s, error.full, self._id)
+
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
         began = time.monotonic()
         yield
         self._start_s[part] = time.monotonic() - began
-
-
-def _refusal(error: BadRequest | Busy) -> Refusal:
-    if isinstance(error, BadRequest):
-        return Refusal("bad", str(error), field=error.field)
-    return Refusal("busy", str(error), retry_after_s=error.retry_after_s, full=error.full)

@@ -1,0 +1,83 @@
+"""What an endpoint process makes of what its replicas say."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tokendial.serve import endpoint
+from tokendial.serve.endpoint import ReplicaBackend
+from tokendial.serve.exposition import Exposition
+from tokendial.serve.replica import Refusal
+from tokendial.serve.request import Busy, Sampling, ServeRequest
+
+REQUEST = ServeRequest("id", (), (), (), Sampling(1))
+
+
+class Replicas:
+    """A handle whose replicas refuse, one after another."""
+
+    def __init__(self, *refusals: Refusal) -> None:
+        self._refusals = iter(refusals)
+        self.answer = self.stream = SimpleNamespace(remote=self._remote)
+
+    def options(self, **_: Any) -> "Replicas":
+        return self
+
+    def _remote(self, _request: ServeRequest) -> "Said":
+        return Said(next(self._refusals))
+
+
+class Said:
+    """One reply, whole or as the only piece of a stream."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        self._refusal = refusal
+
+    def __await__(self) -> Any:
+        yield from asyncio.sleep(0).__await__()
+        return self._refusal
+
+    async def __aiter__(self) -> Any:
+        yield self._refusal
+
+    def cancel(self) -> None:
+        pass
+
+
+def full(replica: str) -> Refusal:
+    return Refusal("busy", "4 requests are waiting", retry_after_s=1.0, full=True, replica=replica)
+
+
+def refusals(most: int, *said: Refusal, stream: bool = False, apart_s: float = 0.0) -> list[bool]:
+    """Whether each refusal is told as one for all, of an endpoint with at most so many replicas."""
+
+    async def use() -> list[bool]:
+        backend = ReplicaBackend(Exposition(), most)
+        backend._handle = Replicas(*said)  # type: ignore[assignment]
+        found = []
+        for _ in said:
+            with pytest.raises(Busy) as busy:
+                await (anext(backend.stream(REQUEST)) if stream else backend.answer(REQUEST))  # type: ignore[call-overload]
+            found.append(busy.value.full)
+            await asyncio.sleep(apart_s)
+        return found
+
+    return asyncio.run(use())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_one_full_replica_speaks_for_all_only_where_there_can_be_no_other(stream: bool) -> None:
+    assert refusals(1, full("a"), full("a"), stream=stream) == [True, True]
+    assert refusals(3, full("a"), full("b"), full("a"), stream=stream) == [False] * 3
+    assert refusals(2, full("a"), full("b"), full("a"), stream=stream) == [False, True, True]
+
+
+def test_what_another_replica_said_counts_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "HOLD_S", 0.01)
+    assert refusals(2, full("a"), full("b"), apart_s=0.02) == [False, False]
+
+
+def test_a_refusal_for_a_requests_own_reasons_is_never_for_all() -> None:
+    late = Refusal("busy", "no time to answer within the target", retry_after_s=1.0, replica="a")
+    assert refusals(1, late) == [False]
