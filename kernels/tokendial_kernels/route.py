@@ -17,8 +17,8 @@ def runs_kernel(tensor: Tensor) -> bool:
     return HAS_TRITON and tensor.is_cuda and tensor.dtype in KERNEL_DTYPES
 
 
-def runs_onednn(tensor: Tensor) -> bool:
-    """True for float32 on an x86 CPU with oneDNN, outside of torch.compile (which picks its own products)."""
+def runs_x86(tensor: Tensor) -> bool:
+    """True for float32 on an x86 CPU, where oneDNN and FBGEMM are at their best, outside of torch.compile."""
     if torch.compiler.is_compiling() or not HAS_ONEDNN:
         return False
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32

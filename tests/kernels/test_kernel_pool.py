@@ -9,8 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tokendial_kernels.pool import pool
+from tokendial_kernels.pool.cpu import pool_cpu
 from tokendial_kernels.pool.op import pool_op
+from tokendial_kernels.pool.reference import pool_reference
 from tokendial_kernels.pool.windows import axis_bands, axis_matrix, transposed_bands
+from tokendial_kernels.route import HAS_ONEDNN
 from torch import Tensor
 
 METHODS = ("adaptive_avg", "resize_then_avg")
@@ -69,6 +72,37 @@ def test_a_constant_stays_constant_and_transposed_bands_are_the_transpose(method
                 assert matrix[start : start + len(weights), column].tolist() == pytest.approx(weights)
                 assert matrix[:, column].count_nonzero() == len(weights)
             assert len(axis_bands(size, n, method)) == n
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("grid", [(1, 1), (5, 3), (12, 12)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_sums_of_rows_are_the_reference_for_every_n(batch: int, grid: tuple[int, int], method: Any):
+    features_BNC = draw(batch, grid[0] * grid[1] + 1, 17, dtype=torch.float32)[:, 1:]
+    assert batch == 1 or not features_BNC.is_contiguous()
+    for n in range(1, min(grid) + 1):
+        wanted = pool_reference(features_BNC.double(), grid, n, method)
+        for route in (pool_cpu, pool_reference):
+            error = (route(features_BNC, grid, n, method).double() - wanted).norm() / wanted.norm()
+            assert error < 1e-6, route
+
+
+def test_without_gradients_float32_is_pooled_by_sums_of_rows(monkeypatch: pytest.MonkeyPatch):
+    routes = []
+    monkeypatch.setattr("tokendial_kernels.pool.pool_cpu", lambda *_: routes.append("sums"))
+    features_BNC = draw(1, 9, 4, dtype=torch.float32)
+    pool(features_BNC, (3, 3), 2)
+    assert routes == (["sums"] if HAS_ONEDNN else [])
+    pool(features_BNC.requires_grad_(), (3, 3), 2).sum().backward()
+    with torch.no_grad():
+        pool(features_BNC, (3, 3), 2)
+    assert routes == (["sums"] * 2 if HAS_ONEDNN else [])
+
+
+def test_what_is_not_a_number_stays_in_the_windows_that_hold_it():
+    features_BNC = draw(2, 16, 4, dtype=torch.float32)
+    features_BNC[0, 0, 1] = torch.nan
+    assert pool_cpu(features_BNC, (4, 4), 2, "adaptive_avg").isnan().nonzero().tolist() == [[0, 0, 1]]
 
 
 @pytest.mark.parametrize("method", METHODS)

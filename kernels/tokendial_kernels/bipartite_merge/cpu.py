@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokendial_kernels.bipartite_merge.reference import best_match_reference
-from tokendial_kernels.route import runs_onednn
+from tokendial_kernels.route import runs_x86
 
 
 def best_match_cpu(metric_BNC: Tensor) -> tuple[Tensor, Tensor]:
     """Return each even token's best cosine [B, E] and its partner's place among the odd tokens [B, E]."""
-    if not runs_onednn(metric_BNC):
+    if not runs_x86(metric_BNC):
         return best_match_reference(metric_BNC)
     unit_BNC = F.normalize(metric_BNC, dim=-1)
     even_BEC, odd_BOC = unit_BNC[:, ::2].contiguous(), unit_BNC[:, 1::2].contiguous()

@@ -4,9 +4,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from tokendial_kernels.pool.cpu import pool_cpu
 from tokendial_kernels.pool.op import pool_op
 from tokendial_kernels.pool.reference import pool_reference
-from tokendial_kernels.route import runs_kernel
+from tokendial_kernels.route import needs_gradient, runs_kernel, runs_x86
 from tokendial_kernels.validation import check_pooling
 
 __all__ = ["pool"]
@@ -22,4 +23,6 @@ def pool(
     check_pooling(features_BNC, grid, n, method)
     if runs_kernel(features_BNC):
         return pool_op(features_BNC, grid[0], grid[1], n, method)
+    if runs_x86(features_BNC) and not needs_gradient(features_BNC):
+        return pool_cpu(features_BNC, grid, n, method)
     return pool_reference(features_BNC, grid, n, method)

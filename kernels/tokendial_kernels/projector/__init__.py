@@ -9,7 +9,7 @@ from tokendial_kernels.pool_norm import pool_norm
 from tokendial_kernels.projector.cpu import projector_cpu
 from tokendial_kernels.projector.op import gated_linear_op
 from tokendial_kernels.projector.reference import projector_reference
-from tokendial_kernels.route import needs_gradient, runs_kernel, runs_onednn
+from tokendial_kernels.route import needs_gradient, runs_kernel, runs_x86
 from tokendial_kernels.validation import check_alike, check_eps, check_floating, check_pooling
 
 __all__ = ["projector"]
@@ -43,7 +43,7 @@ def projector(
     if runs_kernel(features_BNC):
         return _projector_cuda(features_BNC, grid, n, *weights, eps=eps, method=method)
     contiguous = all(weight.is_contiguous() for weight in (gate_weight, up_weight, down_weight))
-    if runs_onednn(features_BNC) and contiguous and not needs_gradient(features_BNC, *weights):
+    if runs_x86(features_BNC) and contiguous and not needs_gradient(features_BNC, *weights):
         return projector_cpu(features_BNC, grid, n, *weights, eps=eps, method=method)
     return projector_reference(features_BNC, grid, n, *weights, eps=eps, method=method)
 

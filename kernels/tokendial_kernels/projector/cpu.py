@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokendial_kernels.pool.reference import pool_reference
+from tokendial_kernels.pool.cpu import pool_cpu
 
 
 def projector_cpu(
@@ -30,7 +30,7 @@ def projector_cpu(
 ) -> Tensor:
     """Project [B, N, C] to [B, n*n, D] without recording gradients."""
     linear = torch.ops.mkldnn._linear_pointwise
-    pooled_BkC = pool_reference(features_BNC, grid, n, method)
+    pooled_BkC = pool_cpu(features_BNC, grid, n, method)
     normed_BkC = F.layer_norm(pooled_BkC, (pooled_BkC.shape[2],), norm_weight, norm_bias, eps)
     activated_BkH = F.silu(linear(normed_BkC, gate_weight, gate_bias, "none", [], ""), inplace=True)
     hidden_BkH = linear.binary(normed_BkC, activated_BkH, up_weight, up_bias, "mul")
