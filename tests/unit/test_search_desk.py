@@ -8,9 +8,9 @@ import pytest
 from tokendial.experiments import ConfigError
 from tokendial.search.desk import Desk, TrialOrder, check_candidates
 from tokendial.search.drive import plan_search
-from tokendial.search.found import SearchResult, read_plan
+from tokendial.search.found import SearchResult, read_plan, summarise
 from tokendial.search.plan import SearchPlan, fingerprint, refuse_changes
-from tokendial.search.trials import Book, Outcome
+from tokendial.search.trials import Book, Outcome, Session
 
 # Constant laws, whose draws cost nothing to simulate: these tests are about order, not schedules.
 LISTS = ("schedule=tokenflex,uniform,m3,fixed", "optimizer.projector_lr_factor=0.3,0.5,0.7,0.9,1.1,1.5,2.0,3.0")
@@ -70,6 +70,20 @@ def test_a_search_cut_at_any_line_ends_with_the_same_trials_each_once(algorithm:
         torn = text[cut][: len(text[cut]) // 2]
         (folder / "trials.jsonl").write_text("".join(text[:cut]) + torn)
         assert work(made, folder) == whole, f"cut at line {cut}"
+
+
+def test_the_steps_of_the_tower_that_trials_share_count_as_work(home: Path) -> None:
+    made = plan("random", trials=2)
+    desk = Desk(made, home)
+    while (order := desk.ask()) is not None:
+        desk.tell(order.number, Outcome("FAILED", cause="on fire"))
+    desk.book.worked(Session(seconds=100.0, slots=2, trained_seconds=120.0))
+    tower = home / f"{made.name}.tower-1"
+    tower.mkdir()
+    (tower / "result.json").write_text(json.dumps({"flops": 5.0, "seconds": 40.0}))
+    found = summarise(made, desk.book, {1: 1.0})
+    assert found.utilisation == pytest.approx(0.8)
+    assert found.tower_flops == 5.0
 
 
 def test_trials_that_were_asked_for_and_not_told_come_first(tmp_path: Path) -> None:

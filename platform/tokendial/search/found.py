@@ -67,7 +67,7 @@ class SearchResult(BaseModel):
     flops: float = Field(description="spent by trials, pruned and failed ones included")
     tower_flops: float = Field(description="spent on warming the towers that trials shared")
     accounting: float = Field(description="largest deviation of a finished trial from its allowance, relative")
-    utilisation: float | None = Field(description="seconds in optimizer steps over wall seconds × slots")
+    utilisation: float | None = Field(description="seconds in optimizer steps, towers too, over wall seconds × slots")
     overhead_s: float | None = Field(description="median seconds of a finished trial outside its optimizer steps")
     wall_seconds: float
     report: str | None = None
@@ -124,7 +124,8 @@ def summarise(plan: SearchPlan, book: Book, base_costs: Mapping[int, float]) -> 
     spent = [_outcome(trial).flops for trial in ended]
     outside = sorted(_outcome(t).seconds - _outcome(t).trained_seconds for t in finished if _outcome(t).trained_seconds)
     slot_seconds = sum(session.seconds * session.slots for session in book.sessions)
-    trained = sum(session.trained_seconds for session in book.sessions)
+    tower_flops, tower_seconds = _towers(plan.name)
+    trained = tower_seconds + sum(session.trained_seconds for session in book.sessions)
     return SearchResult(
         name=plan.name,
         experiment=plan.experiment,
@@ -138,7 +139,7 @@ def summarise(plan: SearchPlan, book: Book, base_costs: Mapping[int, float]) -> 
         hypervolume=hypervolume([_outcome(trial).curve for trial in finished], base_costs) if finished else None,
         flops_per_trial=plan.flops,
         flops=sum(spent),
-        tower_flops=_tower_flops(plan.name),
+        tower_flops=tower_flops,
         accounting=max((abs(_outcome(t).flops / plan.flops - 1) for t in finished), default=0.0),
         utilisation=trained / slot_seconds if slot_seconds else None,
         overhead_s=outside[len(outside) // 2] if outside else None,
@@ -223,12 +224,11 @@ def _pooled(scores: Mapping[int, ItemScores]) -> TokenCurve:
     return token_curve(ItemScores(sources, quality))
 
 
-def _tower_flops(search: str) -> float:
-    """What the finished warm runs of a search have spent."""
-    total = 0.0
-    for path in runs.home().glob(f"{search}.tower-*/result.json"):
-        total += json.loads(path.read_text("utf-8"))["flops"]
-    return total
+def _towers(search: str) -> tuple[float, float]:
+    """FLOPs and seconds of optimizer steps that the finished warm runs of a search took."""
+    paths = runs.home().glob(f"{search}.tower-*/result.json")
+    results = [json.loads(path.read_text("utf-8")) for path in paths]
+    return sum(result["flops"] for result in results), sum(result["seconds"] for result in results)
 
 
 def base_costs(plan: SearchPlan) -> dict[int, float]:

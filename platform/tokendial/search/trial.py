@@ -58,6 +58,8 @@ def run_trial(order: TrialOrder, watch: Watch) -> Outcome:
     config = from_document(order.config)
     try:
         tower = _tower(order, watch)
+        # What all trials share is no part of what this one took.
+        began = time.monotonic()
         _wait_for(order.run, watch)
         result = train(
             config, name=order.run, new=False, source=tower, progress=watch.progress, twin_of=order.search,
