@@ -74,6 +74,7 @@ def test_a_search_cut_at_any_line_ends_with_the_same_trials_each_once(algorithm:
 
 def test_the_steps_of_the_tower_that_trials_share_count_as_work(home: Path) -> None:
     made = plan("random", trials=2)
+    home.mkdir(exist_ok=True)
     desk = Desk(made, home)
     while (order := desk.ask()) is not None:
         desk.tell(order.number, Outcome("FAILED", cause="on fire"))
