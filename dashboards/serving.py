@@ -27,11 +27,15 @@ ROWS = (
         "Requests",
         (
             Panel(
-                "Answers", "Per second, by HTTP status.", "reqps", ((_rate("requests", "code"), "{{code}}"),), "stacked"
+                "Answers",
+                "Per second, by HTTP status; streams by how they ended: 499 the client left, 500 failed, 503 lost.",
+                "reqps",
+                ((_rate("requests", "code"), "{{code}}"),),
+                "stacked",
             ),
             Panel(
                 "Refusals",
-                "Per second, by cause.",
+                "Per second, by cause; for load: busy (no room), target (no hope of meeting it), expired (not begun).",
                 "reqps",
                 ((f"sum by (cause) ({ONCE} (rate(tokendial_serve_refusals_total{RATE})))", "{{cause}}"),),
                 "stacked",
@@ -86,15 +90,36 @@ ROWS = (
             ),
             Panel(
                 "Governor",
-                "Rungs below the largest count, by replica.",
+                "By replica: rungs below the largest count, and the share of requests that is held to the rung above.",
                 "short",
-                ((f"max by (model, replica) (tokendial_serve_governor_level_steps{MODEL})", "{{model}} {{replica}}"),),
+                (
+                    (f"max by (model, replica) (tokendial_serve_governor_level_steps{MODEL})", "{{model}} {{replica}}"),
+                    (
+                        f"max by (model, replica) (tokendial_serve_governor_lift_ratio{MODEL})",
+                        "{{model}} {{replica}} lifted",
+                    ),
+                ),
+                span=6,
+            ),
+            Panel(
+                "Counts that are bent to",
+                "By replica: what bending is held to, and the counts that it passes over as their answers disagreed.",
+                "short",
+                (
+                    (f"max by (model, replica) (tokendial_serve_governor_cap_tokens{MODEL})", "{{model}} {{replica}}"),
+                    (
+                        f"max by (model, replica, count) (tokendial_serve_governor_barred_tokens{MODEL})",
+                        "{{model}} {{replica}} barred",
+                    ),
+                ),
+                span=6,
             ),
             Panel(
                 "Agreement with full count",
                 "Bent answers equal to their replay; the floor rises when it falls.",
                 "percentunit",
                 ((f"min by (model, count) (tokendial_serve_agreement_ratio{MODEL})", "{{model}} {{count}}"),),
+                span=6,
                 most=1,
             ),
             Panel(
@@ -102,6 +127,7 @@ ROWS = (
                 "Mean of what answers were promised.",
                 "percentunit",
                 ((_mean("expected_quality_ratio"), "mean"),),
+                span=6,
                 most=1,
             ),
         ),

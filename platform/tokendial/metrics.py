@@ -103,9 +103,18 @@ TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 # `replica` the engine's replica. Gauges are read from engines. Counters and histograms are an endpoint process's own,
 # and have its label `process` too: every node's proxy shows the page of whichever process it reaches.
 SERVE: tuple[Series, ...] = (
-    Series("tokendial_serve_requests", "counter", "Answers by HTTP status.", ("model", "key", "code")),
     Series(
-        "tokendial_serve_refusals", "counter", "Requests turned away: busy, rate, key, input, size, slow.", ("cause",)
+        "tokendial_serve_requests",
+        "counter",
+        "Answers by HTTP status; a stream by how it ended: 200, 499 its client left, 500 it failed, 503 it was lost.",
+        ("model", "key", "code"),
+    ),
+    Series(
+        "tokendial_serve_refusals",
+        "counter",
+        "Requests turned away: busy (no room), target (no hope of meeting it), expired (not begun in time), rate, key, "
+        "input, size, slow.",
+        ("cause",),
     ),
     Series("tokendial_serve_latency_seconds", "histogram", "Whole answers, by count.", ("model", "count"), SECONDS),
     Series("tokendial_serve_first_token_seconds", "histogram", "Time to the first piece.", ("model",), SECONDS),
@@ -134,6 +143,24 @@ SERVE: tuple[Series, ...] = (
         "gauge",
         "Rungs the governor is below the largest.",
         ("model", "replica"),
+    ),
+    Series(
+        "tokendial_serve_governor_cap_tokens",
+        "gauge",
+        "The count that requests which may be bent are held to.",
+        ("model", "replica"),
+    ),
+    Series(
+        "tokendial_serve_governor_lift_ratio",
+        "gauge",
+        "Share of those that is held to the rung above instead.",
+        ("model", "replica"),
+    ),
+    Series(
+        "tokendial_serve_governor_barred_tokens",
+        "gauge",
+        "Counts that are not bent to, as their answers disagreed.",
+        ("model", "replica", "count"),
     ),
     Series(
         "tokendial_serve_agreement_ratio",

@@ -9,13 +9,13 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import uvicorn
 from tokendial.failures import WorkFailed
 from tokendial.model_folder import Rung
 from tokendial.serve.backend import Lost, Served, Whole
-from tokendial.serve.request import BadRequest, Busy, Chunk, Done, ServeRequest
+from tokendial.serve.request import BadRequest, Busy, BusyCause, Chunk, Done, ServeRequest
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -68,8 +68,12 @@ class ScriptedBackend:
             raise BadRequest("max_completion_tokens", f"1 to {MOST_NEW_TOKENS} new tokens are allowed")
         if "floor" in words:
             raise BadRequest("slo.min_quality", f"min_quality {request.min_quality} is not reached")
-        if "busy" in words or "full" in words:
-            raise Busy("no room", 2.5, full="full" in words)
+        if "full" in words:
+            raise Busy("no room", 2.5, full=True)
+        causes: tuple[BusyCause, ...] = get_args(BusyCause)
+        for cause in causes:
+            if cause in words:
+                raise Busy("no room", 2.5, cause=cause)
         if "bad" in words:
             raise BadRequest("messages", "a bad question")
         reason = "asked" if any(ask.count for ask in request.asks) else "largest"
@@ -93,7 +97,7 @@ class ScriptedBackend:
 
     async def load(self) -> Mapping[str, Mapping[str, Any]]:
         latency_ms = {str(count): float(count) for count in COUNTS}
-        plain = {"queued": 0, "running": 1, "wanted_tokens": 64, "level": 1}
+        plain = {"queued": 0, "running": 1, "wanted_tokens": 64, "level": 1, "cap": 16, "lift": 0.25, "barred": (4,)}
         return {"a": {**plain, "agreement": {"4": 0.9}, "latency_ms": latency_ms, "start_s": {"load": 1.5}}}
 
     def examples(self) -> list[dict[str, str]]:

@@ -148,7 +148,7 @@ def test_a_full_queue_refuses_and_says_when_to_try_again(folder: Path) -> None:
     found = run(folder, use, slots=1, max_queue=4)
     refused = [item for item in found if isinstance(item, Busy)]
     assert len(refused) >= 6
-    assert all(busy.retry_after_s > 0 for busy in refused)
+    assert all(busy.retry_after_s > 0 and (busy.full, busy.cause) == (True, "busy") for busy in refused)
     assert sum(isinstance(item, tuple) for item in found) == 12 - len(refused)
 
 
@@ -156,8 +156,9 @@ def test_work_not_started_in_time_is_dropped(folder: Path) -> None:
     async def use(engine: Engine) -> None:
         first = asyncio.create_task(answered(engine, question(new_tokens=500)))
         await asyncio.sleep(0.05)
-        with pytest.raises(Busy, match="not started in time"):
+        with pytest.raises(Busy, match="not started in time") as late:
             await answered(engine, question(TEXTS[1], timeout_s=0.02))
+        assert (late.value.full, late.value.cause) == (False, "expired")
         first.cancel()
         assert engine.load_state().counters.expired == 1
 

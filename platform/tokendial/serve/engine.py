@@ -192,7 +192,8 @@ class Engine:
         try:
             self._loop.reserve(number, terms, request.sampling.max_new_tokens)
         except Full as full:
-            raise Busy(str(full), full.retry_after_s, full.for_all) from full
+            cause = "busy" if full.for_all else "target"
+            raise Busy(str(full), full.retry_after_s, full.for_all, cause) from full
         try:
             job = await running.run_in_executor(self._preparer, self._prepare, request, terms, number, now)
         except BaseException:

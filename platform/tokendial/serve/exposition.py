@@ -66,25 +66,30 @@ class Exposition:
     def text(self, served: Served, replicas: Mapping[str, Mapping[str, Any]]) -> bytes:
         """Everything, in Prometheus' text format."""
         self._clear("model_info", "replicas", "queued_requests", "running_requests", "inflight_wanted_tokens")
-        self._clear("governor_level_steps", "agreement_ratio", "measured_latency_seconds", "start_seconds")
+        self._clear("governor_level_steps", "governor_cap_tokens", "governor_lift_ratio", "governor_barred_tokens")
+        self._clear("agreement_ratio", "measured_latency_seconds", "start_seconds")
         self._series["model_info"].labels(served.name, served.version).set(1)
         self._series["replicas"].labels(served.name).set(len(replicas))
         for replica, load in replicas.items():
-            self._engine(served.name, replica, load)
+            self._engine(served, replica, load)
         return generate_latest(self._registry)
 
     def _own(self, name: str, *labels: str) -> Any:
         return self._series[name].labels(*labels, self._process)
 
-    def _engine(self, model: str, replica: str, load: Mapping[str, Any]) -> None:
+    def _engine(self, served: Served, replica: str, load: Mapping[str, Any]) -> None:
+        model = served.name
         plain = {
             "queued_requests": load["queued"],
             "running_requests": load["running"],
             "inflight_wanted_tokens": load["wanted_tokens"],
             "governor_level_steps": load["level"],
+            "governor_cap_tokens": load["cap"] or served.counts[-1],
+            "governor_lift_ratio": load["lift"],
         }
         for name, value in plain.items():
             self._series[name].labels(model, replica).set(value)
+        self._by_count("governor_barred_tokens", model, replica, ((count, count) for count in load["barred"]))
         self._by_count("agreement_ratio", model, replica, load["agreement"].items())
         latencies = ((count, latency_ms / 1e3) for count, latency_ms in load["latency_ms"].items())
         self._by_count("measured_latency_seconds", model, replica, latencies)

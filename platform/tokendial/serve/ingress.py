@@ -4,6 +4,7 @@ The same application runs in Ray Serve's ingress, under plain uvicorn, and in te
 """
 
 import asyncio
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -28,13 +29,12 @@ from tokendial.serve.proxy import FULL
 from tokendial.serve.remote import fetch
 from tokendial.serve.request import BadRequest, Busy, Done, ServeRequest
 from tokendial.serve.schema import ChatRequest, images, parse, problem
-from tokendial.serve.streams import EventStream, Left, unless_left
+from tokendial.serve.streams import CLIENT_LEFT, EventStream, Left, unless_left
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 # Bodies above this are parsed off the event loop, which they would stop for tens of milliseconds.
 PARSE_APART_BYTES = 2**18
 USAGE_PERIOD_S = 1.0
-CLIENT_LEFT = 499
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,15 @@ class Endpoint:
             return JSONResponse(problem(code, str(error), _field(error.field, asked)), code)
         except Busy as error:
             code = self._status(served, owner, 429)
-            self._series.refused("busy")
-            told = {"retry-after": str(max(1, round(error.retry_after_s + 0.5)))} | ({FULL: "1"} if error.full else {})
+            self._series.refused(error.cause)
+            told = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))} | ({FULL: "1"} if error.full else {})
             return JSONResponse(problem(code, str(error), None, "busy"), code, told)
         except Left:
             return Response(status_code=self._status(served, owner, CLIENT_LEFT))
+        except asyncio.CancelledError:
+            # How Serve says that the client left.
+            self._status(served, owner, CLIENT_LEFT)
+            raise
         self._answered(made, answer, served, owner, began_s)
         told = {**shape.headers(served, answer.done), "x-request-id": made.id}
         return JSONResponse(shape.completion(envelope, answer), self._status(served, owner, 200), told)
@@ -217,9 +221,11 @@ class Endpoint:
         def ended(text: str, done: Done) -> None:
             self._answered(made, Whole(text, done), envelope.served, owner, began_s)
 
+        def closed(code: int) -> None:
+            self._status(envelope.served, owner, code)
+
         self._series.first_token(envelope.served.name, time.perf_counter() - began_s)
-        self._status(envelope.served, owner, 200)
-        return EventStream(head, pieces, envelope, with_usage, ended)
+        return EventStream(head, pieces, envelope, with_usage, ended, closed)
 
     def _answered(self, made: ServeRequest, answer: Whole, served: Served, owner: str, began_s: float) -> None:
         done = answer.done

@@ -162,7 +162,7 @@ class Loop:
         with self.lock:
             for ticket in self.batcher.expired(now):
                 self.counters.expired += 1
-                busy = Busy("the request was not started in time", self.batcher.retry_after_s())
+                busy = Busy("the request was not started in time", self.batcher.retry_after_s(), cause="expired")
                 self._out.append((self._jobs.pop(ticket.id), busy))
             if gone := [slot for slot, job in enumerate(self._running) if job.abandoned]:
                 for slot in gone:

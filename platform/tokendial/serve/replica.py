@@ -16,7 +16,7 @@ from tokendial import environment
 from tokendial.model_folder import read_card
 from tokendial.serve import autoscaling
 from tokendial.serve.backend import Served, Whole, ladder, snapshot, whole
-from tokendial.serve.request import BadRequest, Busy, Chunk, Done, ServeRequest
+from tokendial.serve.request import BadRequest, Busy, BusyCause, Chunk, Done, ServeRequest
 from tokendial.serve.settings import EngineSettings
 from tokendial.serve.source import Source
 
@@ -32,13 +32,14 @@ class Refusal:
     field: str = ""
     retry_after_s: float = 0.0
     full: bool = False
+    cause: BusyCause = "busy"
     replica: str = ""
 
     def error(self) -> BadRequest | Busy:
         """The exception that this stands for."""
         if self.kind == "bad":
             return BadRequest(self.field, self.message)
-        return Busy(self.message, self.retry_after_s, self.full)
+        return Busy(self.message, self.retry_after_s, self.full, self.cause)
 
 
 class EngineReplica:
@@ -109,7 +110,7 @@ class EngineReplica:
     def _refusal(self, error: BadRequest | Busy) -> Refusal:
         if isinstance(error, BadRequest):
             return Refusal("bad", str(error), field=error.field)
-        return Refusal("busy", str(error), "", error.retry_after_s, error.full, self._id)
+        return Refusal("busy", str(error), "", error.retry_after_s, error.full, error.cause, self._id)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -6,6 +6,7 @@ from typing import Literal
 
 Reason = Literal["asked", "largest", "smallest", "target", "bent", "shadow"]
 FinishReason = Literal["stop", "length"]
+BusyCause = Literal["busy", "target", "expired"]
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,12 @@ class BadRequest(ValueError):
 
 
 class Busy(Exception):
-    """No room in the queue, or no longer wanted in time; `retry_after_s` is when to try again.
+    """No room in the queue, no hope of an answer in time, or none begun in time; `retry_after_s`: when to try again.
 
     `full` says that there is room for nobody, whatever he asks for.
     """
 
-    def __init__(self, message: str, retry_after_s: float, full: bool = False) -> None:
+    def __init__(self, message: str, retry_after_s: float, full: bool = False, cause: BusyCause = "busy") -> None:
         super().__init__(message)
         self.retry_after_s, self.full = retry_after_s, full
+        self.cause: BusyCause = cause

@@ -14,6 +14,7 @@ from tokendial.serve.request import Chunk, Done
 from tokendial.serve.schema import problem
 
 T = TypeVar("T")
+CLIENT_LEFT = 499
 
 
 class Left(Exception):
@@ -47,6 +48,7 @@ class EventStream(Response):
     Args:
         head: the first item, which was waited for before any status was sent.
         ended: told the whole text and the end of an answer that came to its end.
+        closed: told the status that the stream comes to as a whole: 200, 499 or 503. A fault is raised instead.
     """
 
     media_type = "text/event-stream"
@@ -58,17 +60,25 @@ class EventStream(Response):
         envelope: shape.Envelope,
         with_usage: bool,
         ended: Callable[[str, Done], None],
+        closed: Callable[[int], None],
     ) -> None:
         told = {**shape.headers(envelope.served, head), "x-request-id": envelope.id.removeprefix("chatcmpl-")}
         super().__init__(headers={**told, "cache-control": "no-store"})
         del self.headers["content-length"]
         self._head, self._items, self._envelope = head, items, envelope
-        self._with_usage, self._ended = with_usage, ended
+        self._with_usage, self._ended, self._closed = with_usage, ended, closed
+        # What it comes to, should it end now; None: a fault, which is counted where all are.
+        self._code: int | None = CLIENT_LEFT
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        with suppress(Left):
-            await unless_left(receive, self._send_all(send))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            with suppress(Left):
+                await unless_left(receive, self._send_all(send))
+        # Serve cancels this where the client leaves.
+        finally:
+            if self._code is not None:
+                self._closed(self._code)
 
     async def _send_all(self, send: Send) -> None:
         async def out(content: bytes, more: bool = True) -> None:
@@ -84,13 +94,16 @@ class EventStream(Response):
                 opening = b""
                 item = await anext(self._items)
             self._ended("".join(pieces), item)
+            self._code = 200
             await out(opening + shape.last(self._envelope, item, self._with_usage), more=False)
         except (Lost, StopAsyncIteration):
             told = "the engine was lost; what was sent is not the whole answer"
+            self._code = 503
             await out(opening + shape.event(problem(503, told, None, "lost")), more=False)
         # Whatever the model raises: the status is sent, so the stream tells it; it is counted and logged as a fault.
         except Exception:
             told = "the server failed; what was sent is not the whole answer"
+            self._code = None
             await out(opening + shape.event(problem(500, told, None, "failed")), more=False)
             raise
         finally:
