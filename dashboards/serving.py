@@ -108,7 +108,7 @@ ROWS = (
                 (
                     (f"max by (model, replica) (tokendial_serve_governor_cap_tokens{MODEL})", "{{model}} {{replica}}"),
                     (
-                        f"max by (model, replica, count) (tokendial_serve_governor_barred_tokens{MODEL})",
+                        f"max by (model, replica, count) (tokendial_serve_governor_barred_tokens{MODEL}) or vector(0)",
                         "{{model}} {{replica}} barred",
                     ),
                 ),
