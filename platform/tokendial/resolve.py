@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def resolve(
 
     Args:
         name: experiment; may be None where `config_file` names it.
-        overrides: `dotted.key=value` with JSON values (bare words are strings), or `section=preset`.
+        overrides: `dotted.key=value` with JSON values (bare words are strings), or `section=preset`; a section given as
+            a JSON object is its fields.
         config_file: a resolved configuration to start from instead of the experiment's own.
         machine_cpus: refuse more workers than this, and bf16 without GPUs; None where the run goes elsewhere or is not
             started. Under RAY_ADDRESS it goes to that cluster, and this machine is not asked.
@@ -86,9 +87,7 @@ def keys(model: BaseModel, prefix: str = "") -> dict[str, tuple[str, Any, str]]:
 
 def _check_horizon(config: RunConfig[Any], fields: Mapping[str, Any]) -> None:
     """A resolved configuration brings its computed horizon along; one that the user gives must not be passed over."""
-    section = fields.get("budget")
-    given = "budget.horizon" in fields or (isinstance(section, dict) and "horizon" in section)
-    if given and config.budget.seconds is None and config.budget.horizon is not None:
+    if "budget.horizon" in fields and config.budget.seconds is None and config.budget.horizon is not None:
         raise ConfigError(
             f"budget.horizon {config.budget.horizon} goes with budget.seconds only; other bounds say how many steps "
             "there are"
@@ -157,14 +156,33 @@ def _parse(overrides: Sequence[str], base: RunConfig[Any]) -> tuple[dict[str, An
                 f"override {override!r} cannot change the experiment; name it first: `tokendial train {text}`"
             )
         key = "schedule" if key == "schedule.preset" else key
-        if key in fields or key in presets:
-            raise ConfigError(f"duplicate key {key!r}; give each key once")
-        value = _value(text)
-        if isinstance(getattr(base, key, None), BaseModel) and not isinstance(value, dict):
-            presets[key] = text
-        else:
-            fields[key] = value
+        value, section = _value(text), _section(base, key)
+        named = section is not None and "." not in key and not isinstance(value, dict)
+        for name, given in [(key, text)] if named else _leaves(key, value, section):
+            if name in fields or name in presets:
+                raise ConfigError(f"duplicate key {name!r}; give each key once")
+            if named:
+                presets[name] = text
+            else:
+                fields[name] = given
     return fields, presets
+
+
+def _section(base: BaseModel | None, key: str) -> BaseModel | None:
+    """The part of a configuration that a dotted key names; None where it names no part."""
+    for part in key.split("."):
+        inner = getattr(base, part, None)
+        base = inner if isinstance(inner, BaseModel) else None
+    return base
+
+
+def _leaves(key: str, value: Any, section: BaseModel | None) -> Iterator[tuple[str, Any]]:
+    """A section given as an object is its fields, one by one, and leaves the others as they are."""
+    if section is None or not isinstance(value, dict):
+        yield key, value
+        return
+    for name, inner in value.items():
+        yield from _leaves(f"{key}.{name}", inner, _section(section, name))
 
 
 def _value(text: str) -> Any:
@@ -188,7 +206,9 @@ def _merged(base: RunConfig[Any], fields: Mapping[str, Any], presets: Mapping[st
             known = ", ".join(choices) or "none; set its fields with a dot"
             raise ConfigError(f"{section} preset {name!r} is unknown; presets of {section}: {known}")
         document[section] |= choices[name]
-    document["schedule"] = _schedule(base.schedule, fields, presets.get("schedule"))
+    label = fields.get("schedule.preset")
+    known = label if isinstance(label, str) and label in PRESETS else None
+    document["schedule"] = _schedule(base.schedule, fields, presets.get("schedule", known))
     given = [bound for bound in BOUNDS if f"budget.{bound}" in fields]
     if given:
         document["budget"] = dict.fromkeys(BOUNDS) | {"horizon": None}
@@ -213,7 +233,7 @@ def _derived(base: ScheduleConfig, fields: Mapping[str, Any], name: str | None) 
     """The preset named, or the base's own preset where only the counts change, over the counts asked for."""
     counts = fields.get("schedule.counts")
     wanted = tuple(counts) if isinstance(counts, list) and counts else None
-    if name is None and (wanted is None or base.preset not in PRESETS):
+    if name is None and (wanted is None or not _is_preset(base)):
         if wanted is not None and len(wanted) != len(base.counts) and "schedule.weights" not in fields:
             raise ConfigError(
                 f"schedule.counts has {len(wanted)} entries, and the experiment's own law weighs {len(base.counts)}; "
@@ -229,6 +249,11 @@ def _derived(base: ScheduleConfig, fields: Mapping[str, Any], name: str | None) 
         raise ConfigError(sentence(error, "schedule.")) from error
     except TypeError as error:
         raise ConfigError(f"schedule.counts {list(wanted or ())} must be a list of positive whole numbers") from error
+
+
+def _is_preset(schedule: ScheduleConfig) -> bool:
+    """Whether a schedule is what its preset says, nothing changed over it."""
+    return schedule.preset in PRESETS and schedule == preset(schedule.preset, schedule.counts)
 
 
 def _assign(document: dict[str, Any], key: str, value: Any, model: type[BaseModel]) -> None:

@@ -113,6 +113,12 @@ class OptimizerConfig(Section):
     warmup: Fraction01 = Field(default=0.1, description="share of each stage spent warming up")
     floor: Fraction01 = Field(default=0.0, description="final learning rate, in units of the peak")
 
+    @model_validator(mode="after")
+    def _floor_is_reached(self) -> Self:
+        if self.floor and self.shape == "constant":
+            raise ValueError(f"optimizer.floor {self.floor} has no effect with shape 'constant', which does not fall")
+        return self
+
 
 class StageConfig(Section):
     name: str = Field(description="name of the stage in metrics")
@@ -167,7 +173,9 @@ class BudgetConfig(Section):
     def _one_bound(self) -> Self:
         given = [name for name in ("steps", "flops", "tokens", "seconds") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of steps, flops, tokens, seconds; got {', '.join(given) or 'none'}")
+            raise ValueError(
+                f"budget needs exactly one of steps, flops, tokens, seconds; got {', '.join(given) or 'none'}"
+            )
         if self.seconds is not None and self.horizon is None:
             raise ValueError("budget.seconds needs budget.horizon, the optimizer steps that phases are fractions of")
         return self

@@ -103,7 +103,18 @@ def with_horizon(config: RunConfig[Any]) -> RunConfig[Any]:
         steps = horizon(config, cost)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    _refuse_untaught(config, steps)
     return config.model_copy(update={"budget": config.budget.model_copy(update={"horizon": steps})})
+
+
+def _refuse_untaught(config: RunConfig[Any], steps: int) -> None:
+    plans = stage_plans(config, steps)
+    if not language_span(plans)[1]:
+        stages = ", ".join(repr(plan.config.name) for plan in plans if plan.config.objective == "language")
+        raise ConfigError(
+            f"budget of {steps} steps leaves none to {stages}, so nothing would learn to answer; give more steps, or "
+            "other shares of stages"
+        )
 
 
 def _tracked(
