@@ -8,6 +8,13 @@ RATE = "[$__rate_interval]"
 ONCE = "max without (instance, pod, container)"
 
 
+# A replica's whole start as Ray measures it, less what ran in its own process.
+_STARTED, _BEGUN = (
+    f'sum(ray_serve_replica_{part}_latency_ms_sum{{deployment="engine"}})' for part in ("startup", "initialization")
+)
+SCHEDULE = f'({_STARTED} - {_BEGUN}) / 1000 / sum(ray_serve_replica_startup_latency_ms_count{{deployment="engine"}})'
+
+
 def _rate(series: str, by: str) -> str:
     return f"sum by ({by}) ({ONCE} (rate(tokendial_serve_{series}_total{MODEL}{RATE})))"
 
@@ -180,9 +187,12 @@ ROWS = (
             ),
             Panel(
                 "Start of the newest replica",
-                "By part.",
+                "By part; schedule: what Ray took until its processes began, a mean of all replicas.",
                 "s",
-                ((f"max by (part) (tokendial_serve_start_seconds{MODEL})", "{{part}}"),),
+                (
+                    (f"max by (part) (tokendial_serve_start_seconds{MODEL})", "{{part}}"),
+                    (SCHEDULE, "schedule"),
+                ),
                 "bars",
             ),
             Panel(
