@@ -80,7 +80,7 @@ def test_every_series_is_shown_by_some_panel() -> None:
 
 def test_labels_that_panels_group_by_are_labels_of_the_series() -> None:
     labels = {name: {*series.labels, "le"} for series, names in NAMES.items() for name in names}
-    labels |= dict.fromkeys(STARTS, {"deployment", "application"})
+    labels |= {name: {"deployment", "application"} for name in STARTS}
     for board in BOARDS:
         for title, expression in expressions(board).items():
             common = set.intersection(*(labels[name] for name in asked(expression)))
