@@ -1,10 +1,15 @@
 """The three doors of the dial, their order, and what a key's terms do to a request."""
 
+import base64
 import json
+import random
+import threading
+import time
 from typing import Any
 
 import pytest
 from endpoint_lab import PNG, chat, image
+from tokendial.serve import dial
 from tokendial.serve.dial import Limits, Terms, asks, data_image, model_name, serve_request
 from tokendial.serve.request import Ask, BadRequest, ServeRequest
 from tokendial.serve.schema import ImageUrl, images, parse
@@ -103,3 +108,32 @@ def test_a_bad_data_uri_names_its_field(url: str) -> None:
 
 def test_a_data_uri_may_be_written_in_capitals() -> None:
     assert data_image("here", ImageUrl(url="DATA:image/PNG;BASE64,AAAA")) == bytes(3)
+
+
+def test_a_large_image_is_decoded_whole_and_refused_where_it_is_wrong_at_any_place() -> None:
+    content = random.Random(0).randbytes(2 * dial.PIECE + 2)
+    head, text = "data:image/png;base64,", base64.b64encode(content).decode()
+    assert data_image("here", ImageUrl(url=head + text)) == content
+    assert data_image("here", ImageUrl(url=head + text[:-4])) == content[: 3 * (len(content) // 3)]
+    padded = text[: dial.PIECE - 2] + "==" + text[dial.PIECE :]
+    for wrong in (
+        text[:-1],
+        text[1:],
+        padded,
+        "%" + text[1:],
+        text[: dial.PIECE] + "é" + text[dial.PIECE + 1 :],
+        "====",
+    ):
+        with pytest.raises(BadRequest, match="not valid base64"):
+            data_image("here", ImageUrl(url=head + wrong))
+
+
+def test_while_a_large_image_is_decoded_in_a_thread_others_run() -> None:
+    image = ImageUrl(url="data:image/png;base64," + "A" * (64 * 2**20))
+    decoding = threading.Thread(target=data_image, args=("here", image))
+    ticks = 0
+    decoding.start()
+    while decoding.is_alive():
+        time.sleep(0.001)
+        ticks += 1
+    assert ticks >= 10, "one call for all of it would keep the interpreter to itself"

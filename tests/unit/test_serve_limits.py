@@ -1,5 +1,6 @@
 """Bodies, headers and crowds over their limits are turned away before the backend hears of them."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -8,9 +9,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from endpoint_lab import ScriptedBackend, chat, get, post, running
+from endpoint_lab import ScriptedBackend, chat, get, image, post, running
+from tokendial.serve import ingress
+from tokendial.serve.dial import data_image
 from tokendial.serve.ingress import Options, create_app
 from tokendial.serve.limits import Caps
+from tokendial.serve.schema import ImageUrl
 
 CAPS = Caps(max_body_bytes=100_000, max_body_s=0.5, max_reading=8, max_requests=16, max_header_bytes=4096)
 
@@ -120,3 +124,19 @@ def test_many_bad_bodies_at_once_are_all_refused_and_none_is_a_fault(url: str) -
         thread.join()
     assert len(seen) == 80
     assert set(seen) <= {400, 429}
+
+
+def test_a_large_image_is_decoded_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[bool] = []
+
+    def noting(where: str, shown: ImageUrl) -> bytes:
+        threads.append(bool(asyncio._get_running_loop()))
+        return data_image(where, shown)
+
+    monkeypatch.setattr(ingress, "data_image", noting)
+    with running(create_app(ScriptedBackend(), Options())) as url:
+        assert post(url, chat(image()))[0] == 200
+        assert post(url, chat(image(content=bytes(ingress.APART_BYTES))))[0] == 200
+        status, answer, _ = post(url, chat(image(), image(kind="text/plain", content=bytes(ingress.APART_BYTES))))
+        assert (status, answer["error"]["param"]) == (400, "messages[0].content[1].image_url.url")
+    assert threads == [True, False, True, False]

@@ -5,9 +5,8 @@ The doors, in this order: `visual_tokens` (exact, per image), `model="NAME@64"` 
 `low` and `high` are as exact as a number: only `auto` bends.
 """
 
-import binascii
 import re
-from base64 import b64decode
+from binascii import a2b_base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,8 @@ DATA_URI = re.compile(
     r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?P<options>(?:;[\w.+-]+=[\w.+-]+)*)(?P<base64>;base64)?,", re.IGNORECASE
 )
 MAX_HEAD = 256
+# Characters decoded at once, which takes half a millisecond, and nothing else of the process runs meanwhile.
+PIECE = 2**18
 KINDS = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif", "application/octet-stream")
 
 
@@ -95,13 +96,17 @@ def data_image(where: str, image: ImageUrl) -> bytes:
         raise BadRequest(f"{where}.url", f"the data URI says {head['kind'] or 'no type'!s}; images are {KINDS[0]}, …")
     if not head["base64"]:
         raise BadRequest(f"{where}.url", "the data URI must be base64: data:image/png;base64,…")
+    start, end = head.end(), len(image.url)
     try:
-        content = b64decode(image.url[head.end() :], validate=True)
-    except (binascii.Error, ValueError):
+        pieces = [a2b_base64(image.url[at : at + PIECE], strict_mode=True) for at in range(start, end, PIECE)]
+        # Each piece was held to end as a whole text may.
+        if image.url.find("=", start, end - 2) >= 0:
+            raise ValueError("padding before the end")
+    except ValueError:
         raise BadRequest(f"{where}.url", "the data URI is not valid base64") from None
-    if not content:
+    if not pieces:
         raise BadRequest(f"{where}.url", "the image is empty")
-    return content
+    return b"".join(pieces)
 
 
 def _turns(request: ChatRequest) -> tuple[Turn, ...]:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -31,9 +31,10 @@ from tokendial.serve.request import BadRequest, Busy, Done, ServeRequest
 from tokendial.serve.schema import ChatRequest, images, parse, problem
 from tokendial.serve.streams import CLIENT_LEFT, EventStream, Left, unless_left
 
+T = TypeVar("T")
 PAGE = Path(__file__).parent / "page" / "index.html"
-# Bodies above this are parsed off the event loop, which they would stop for tens of milliseconds.
-PARSE_APART_BYTES = 2**18
+# Bodies and images above this are read off the event loop, which they would stop for tens of milliseconds.
+APART_BYTES = 2**18
 USAGE_PERIOD_S = 1.0
 
 
@@ -102,7 +103,7 @@ class Endpoint:
         asked: ChatRequest | None = None
         try:
             body = await request.body()
-            asked = parse(body) if len(body) < PARSE_APART_BYTES else await asyncio.to_thread(parse, body)
+            asked = await _read(len(body), parse, body)
             name, suffix = model_name(asked.model)
             if name not in (served.name, f"{served.name}/{served.version}"):
                 code = self._status(served, owner, 404)
@@ -198,7 +199,7 @@ class Endpoint:
         files: dict[str, bytes] = {}
         for where, image in images(asked):
             if image.url[:5].lower() == "data:":
-                files[where] = data_image(where, image)
+                files[where] = await _read(len(image.url), data_image, where, image)
             else:
                 hosts, most = self._options.image_hosts, self._options.max_image_bytes
                 files[where] = await fetch(where, image.url, hosts, most)
@@ -250,6 +251,11 @@ class Endpoint:
         used, self._used = self._used, {}
         if self._keys is not None and used:
             self._keys.record(used)
+
+
+async def _read(size: int, function: Callable[..., T], *arguments: Any) -> T:
+    """What a function makes of so many bytes, in a thread where they are many."""
+    return function(*arguments) if size < APART_BYTES else await asyncio.to_thread(function, *arguments)
 
 
 def _model(served: Served) -> Mapping[str, Any]:
