@@ -25,6 +25,10 @@ BAD = {
     ),
     "dry run of a bad name": (["train", "digits", "--dry-run", "--name", "../up"], "run name '../up'"),
     "unknown run": (["report", "no-such-run"], "no-such-run"),
+    "experiment beside --list": (
+        ["train", "--list", "digits", "seed=7", "--on", "http://127.0.0.1:1"],
+        "--list shows all there is and goes with --json only; leave out digits, seed=7, --on",
+    ),
     "bad counts of eval": (["eval", "last", "--counts", "4,x"], "--counts '4,x'"),
 }
 

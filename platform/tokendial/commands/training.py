@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 @app.command(add_help_option=False)
 def train(
+    context: typer.Context,
     experiment: Annotated[str | None, typer.Argument(help="Experiment: a name of --list, or module:function.")] = None,
     overrides: Overrides = None,
     list_: Annotated[bool, typer.Option("--list", help="List experiments and schedules, a line each.")] = False,
@@ -48,7 +49,8 @@ def train(
         from tokendial.resolve import resolve
         from tokendial.train.driver import find_place, with_horizon
 
-        if list_:
+        if list_ and not help_:
+            _refuse_beside_list(context)
             return _print_list(json_)
         if help_ or (experiment is None and config is None):
             return _print_train_help(experiment)
@@ -68,6 +70,18 @@ def train(
         if not json_:
             _print_next(result)
     return None
+
+
+def _refuse_beside_list(context: typer.Context) -> None:
+    """What else is typed would have no effect; a cluster that the environment names stays out of it."""
+    given: list[str] = []
+    for param in context.command.params:
+        source, value = context.get_parameter_source(str(param.name)), context.params[str(param.name)]
+        if source is None or source.name != "COMMANDLINE" or param.name in ("list_", "json_"):
+            continue
+        given += value if isinstance(value, list) else [param.opts[0] if param.opts[0].startswith("-") else value]
+    if given:
+        raise ConfigError(f"--list shows all there is and goes with --json only; leave out {', '.join(given)}")
 
 
 def _print_list(json_: bool) -> None:
