@@ -47,6 +47,9 @@ def evaluate(
     if split not in SPLITS:
         raise ConfigError(f"--split {split!r} is not one of {', '.join(SPLITS)}")
     data, task = chosen.load(placed)
+    size = len(data.datasets(placed)[split])
+    if examples is not None and not 1 <= examples <= size:
+        raise ConfigError(f"--examples {examples} is not in 1 to {size}, the size of split {split!r}")
     scores = score(folder, placed, data, task, split, examples, progress)
     return RunResult(
         run_id=trained.run_id if trained else None,

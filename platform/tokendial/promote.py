@@ -127,7 +127,7 @@ def test_result(run: Run, config: RunConfig[Any], recorded: RunResult, progress:
     if kept.exists():
         return read_result(kept)
     progress({"stage": "scoring test"})
-    found = evaluate(run.name, config.evaluation.counts, "test", config.evaluation.test_examples, progress)
+    found = evaluate(run.name, config.evaluation.counts, "test", None, progress)
     write_result(kept, found)
     return found
 

@@ -147,6 +147,7 @@ def refused(said: Said, words: str) -> None:
     [
         (("eval", "first", "--counts", "7"), "evaluation.counts"),
         (("eval", "first", "--split", "train"), "--split 'train' is not one of test, validation"),
+        (("eval", "first", "--examples", "129"), "--examples 129 is not in 1 to 128, the size of split 'test'"),
         (("eval", "."), "run '.' is not under"),
         (("eval", "first", "--twins", "epochs"), "--twins 'epochs' is not one of steps, flops"),
         (("eval", "first", "--twins", "steps"), "run 'first' was trained at [144] but not scored there"),
@@ -166,7 +167,7 @@ def test_bad_input_is_refused_in_one_sentence(place: Place, arguments: Sequence[
     assert sorted(place.home.iterdir()) == before
 
 
-def test_the_list_has_a_line_for_each_experiment_and_schedule(home: Path) -> None:
+def test_the_list_has_a_line_for_each_experiment_and_schedule(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = say("train", "--list", home=home)
     assert said.code == 0, said.err
     firsts = [line.split()[0] for line in said.out.splitlines() if line.strip()]
@@ -174,6 +175,7 @@ def test_the_list_has_a_line_for_each_experiment_and_schedule(home: Path) -> Non
     assert set(PRESETS) <= set(firsts)
     for preset in PRESETS.values():
         assert preset.summary in said.out
+    monkeypatch.setenv("TOKENDIAL_CLUSTER", "http://127.0.0.1:1")
     listed = say("train", "--list", "--json", home=home).document
     assert [row["experiment"] for row in listed["experiments"]] == list(experiment_names())
     assert [row["schedule"] for row in listed["schedules"]] == list(PRESETS)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tokendial.contracts import ModelConfig, RunConfig
 from tokendial.evaluate import evaluate
-from tokendial.experiments import workload
+from tokendial.experiments import ConfigError, workload
 from tokendial.model_folder import ModelCard
 from tokendial.resolve import resolve
 from tokendial_workloads.captions.tokenizer import captions_tokenizer, tokenizer_of
@@ -185,6 +185,9 @@ def test_an_exported_folder_is_scored_where_its_sources_are_gone(pictures: Path,
     for k in (4, 16):
         grades = task.grade(model, features, batch, k, config.evaluation.max_new_tokens)
         assert result.curve[k].quality == pytest.approx(sum(grade.quality for grade in grades) / 2)
+    for number in (0, len(items) + 1):
+        with pytest.raises(ConfigError, match=f"--examples {number} is not in 1 to {len(items)}, the size of "):
+            evaluate(str(folder), (4, 16), "test", number, lambda _: None)
 
 
 @pytest.mark.parametrize(
