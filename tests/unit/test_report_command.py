@@ -11,6 +11,8 @@ from tokendial.identity import Identity
 from tokendial.resolve import resolve
 from tokendial.results import RunResult, write_result
 from tokendial.scores import Scores
+from tokendial.search.found import SearchResult, TrialRow
+from tokendial.search.trials import Outcome
 from typer.testing import CliRunner, Result
 
 
@@ -64,3 +66,38 @@ def test_runs_of_different_grids_are_refused_in_one_sentence(home: Path) -> None
     done = said(finished(whole), finished(part))
     assert done.exit_code == 2
     assert done.stderr.startswith("tokendial: runs with different evaluation grids are not compared: [[1, 4, ")
+
+
+def searched(home: Path, best: int | None) -> SearchResult:
+    """A finished search `found` of one trial."""
+    outcome = Outcome("FAILED", cause="on fire") if best is None else Outcome("FINISHED", {"autc": 0.5}, {4: 0.5})
+    result = SearchResult(
+        name="found", experiment="digits", algorithm="grid", objectives=("autc",), groups=(), best=best, front=(),
+        trials=(TrialRow(number=0, run="found.000", overrides=(), chosen={}, outcome=outcome),), costs={},
+        hypervolume=None, flops_per_trial=1.0, flops=1.0, tower_flops=0.0, accounting=0.0, utilisation=None,
+        overhead_s=None, wall_seconds=1.0,
+    )  # fmt: skip
+    folder = home / "found"
+    folder.mkdir(parents=True)
+    (folder / "plan.json").touch()
+    (folder / "result.json").write_text(result.model_dump_json())
+    return result
+
+
+@pytest.mark.parametrize(
+    ("best", "words", "advice"),
+    [
+        (0, ("found", "other"), "its best trial is: tokendial report found.000 other"),
+        (0, ("other", "found"), "its best trial is: tokendial report other found.000"),
+        (None, ("found", "other"), "none of its trials finished"),
+    ],
+)
+def test_a_search_beside_a_run_is_refused_with_what_to_type(
+    home: Path, best: int | None, words: tuple[str, ...], advice: str
+) -> None:
+    searched(home, best)
+    done = said(*words)
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"tokendial: search 'found' is many runs and is not compared with others; {advice}\n",
+    )

@@ -17,6 +17,7 @@ from tokendial.progress import progress_reporter
 
 if TYPE_CHECKING:
     from tokendial.results import RunResult
+    from tokendial.search.found import SearchResult
 
 
 @app.command("eval")
@@ -72,6 +73,8 @@ def report(
 
         if len(runs) == 1 and find_search(runs[0]):
             return print_search(read_found(runs[0]), json_)
+        for search in filter(find_search, runs):
+            _refuse_compared(read_found(search), runs)
         results = api.report(runs)
         _refuse_repeated([result.name for result in results])
         if json_:
@@ -98,6 +101,14 @@ def _compared(results: list[RunResult]) -> Path:
         return api.comparison(results)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def _refuse_compared(search: SearchResult, among: list[str]) -> None:
+    """A search is many runs; which of them is meant has to be said."""
+    best = None if search.best is None else search.row(search.best).run
+    words = [best if best and name == search.name else name for name in among]
+    advice = f"its best trial is: tokendial report {' '.join(words)}" if best else "none of its trials finished"
+    raise ConfigError(f"search {search.name!r} is many runs and is not compared with others; {advice}")
 
 
 def _refuse_repeated(names: list[str]) -> None:
