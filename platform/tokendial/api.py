@@ -16,7 +16,7 @@ from tokendial.results import RunResult
 from tokendial.scores import Scores
 
 if TYPE_CHECKING:
-    from tokendial.jobs import Order, Standing
+    from tokendial.jobs import Cluster, Order, Standing
     from tokendial.promote import Promotion
     from tokendial.search.found import SearchResult
     from tokendial.serve.keys import Key, Usage
@@ -67,7 +67,7 @@ def search(
     """
     from tokendial.search import drive
 
-    return drive.search(drive.plan_search(experiment, overrides, **options), new=new, progress=progress)
+    return drive.search(drive.plan_search(experiment, overrides, new=new, **options), progress=progress)
 
 
 def promote(
@@ -165,6 +165,8 @@ def submit(
     cluster = jobs.Cluster(url)
     progress({"stage": "sending"})
     submission = jobs.send(cluster, order)
+    again, end = f"`tokendial logs {order.run} --follow`", f"`tokendial stop {order.run}`"
+    say(f"{order.run}: sent; follow it again with {again}, end it with {end}")
     return jobs.follow(cluster, submission, progress, say, ready)
 
 
@@ -172,7 +174,7 @@ def follow(reference: str, url: str | None = None, say: Callable[[str], None] = 
     """Say every line of a run's job on a cluster, from the first to its end."""
     from tokendial import jobs
 
-    cluster = _cluster(reference, url)
+    reference, cluster = _located(reference, url)
     job = None if cluster is None else jobs.find(cluster, reference)
     if cluster is None or job is None:
         raise ConfigError(f"run {reference!r} has no job to follow; give --on URL, or leave out --follow")
@@ -180,32 +182,49 @@ def follow(reference: str, url: str | None = None, say: Callable[[str], None] = 
 
 
 def status(reference: str | None = None, url: str | None = None) -> list[Standing]:
-    """Where one run stands, or every run here and on the cluster."""
+    """Where one run or search stands, or every one here and on the cluster."""
     from tokendial import jobs
 
-    return jobs.standings(reference, _cluster(reference, url))
+    if reference is None:
+        return jobs.standings(None, jobs.Cluster(url) if url else None)
+    return jobs.standings(*_located(reference, url))
 
 
 def logs(reference: str, url: str | None = None) -> Mapping[str, str]:
-    """Logs of a run by name: `driver`, `rank-0`, …"""
+    """Logs of a run by name: `driver`, `rank-0`, …; of a search, those of its trials' drivers by the trial's run."""
     from tokendial import jobs
 
-    return jobs.read_logs(reference, jobs.Cluster(url) if url else None)
+    cluster = jobs.Cluster(url) if url else None
+    return jobs.read_logs(_named(reference, cluster), cluster)
 
 
 def stop(reference: str, url: str | None = None) -> str:
     """Tell a run to stop; returns where it was told: `here` or a cluster's address."""
     from tokendial import jobs
 
-    return jobs.stop(reference, _cluster(reference, url))
+    return jobs.stop(*_located(reference, url))
 
 
-def _cluster(reference: str | None, url: str | None) -> Any:
-    """The cluster at `url`, or else the one that a run was sent to from here, if it was."""
+def _located(reference: str, url: str | None) -> tuple[str, Cluster | None]:
+    """A run's name, and the cluster at `url` or else the one that it was sent to from here, if it was."""
     from tokendial import jobs
 
-    place = url or (jobs.sent_to(reference) if reference else None)
-    return jobs.Cluster(place) if place else None
+    cluster = jobs.Cluster(url) if url else None
+    name = _named(reference, cluster)
+    place = None if cluster else jobs.sent_to(name)
+    return name, jobs.Cluster(place) if place else cluster
+
+
+def _named(reference: str, cluster: Cluster | None) -> str:
+    """The reference, or for `last` the caller's own newest run: of the cluster, else of those started or sent here."""
+    from tokendial import jobs
+
+    if reference != "last":
+        return reference
+    if cluster is not None:
+        return jobs.last_on(cluster)
+    sent, here = jobs.last_sent(), runs.last()
+    return sent[0] if sent and (here is None or sent[1] > here.record.created) else reference
 
 
 def serve(

@@ -65,7 +65,8 @@ def _lines(console: Console) -> Report:
     return show
 
 
-_LINE = re.compile(r"(?P<stage>[a-z][\w. -]{0,40}?) (?P<step>\d+)/(?P<total>\d+)(?: (?P<detail>.+))?")
+# A search's stage says where each trial in progress is, so the last fraction of its line is its own.
+_LINE = re.compile(r"(?P<stage>trials:.*|[a-z][\w. -]{0,40}?) (?P<step>\d+)/(?P<total>\d+)(?: (?P<detail>.+))?")
 
 
 def read_line(text: str) -> Mapping[str, Any] | None:

@@ -244,21 +244,25 @@ def fresh_name(name: str) -> str:
 
 
 def find(reference: str) -> Run:
-    """The run a user means by a name, an MLflow run id, its folder or `last`; raises ConfigError naming the near ones.
-
-    `last` is the newest of one's own that was not trained as a twin of another.
-    """
+    """The run a user means by a name, an MLflow run id, its folder or `last`; raises ConfigError with the newest."""
     if (Path(reference) / "run.json").is_file():
         return Run(Path(reference).resolve())
+    if reference == "last" and (mine := last()):
+        return mine
     known = list_runs()
-    mine = [run for run in known if run.record.user == user_name() and run.record.twin_of is None]
-    if reference == "last" and mine:
-        return mine[-1]
     for run in known:
         if reference in (run.name, run.record.run_id):
             return run
+    if (home() / reference / "plan.json").is_file():
+        raise ConfigError(f"{reference!r} is a search; `tokendial report {reference}` says which run of it is best")
     near = ", ".join(run.name for run in known[-5:]) or "none yet"
     raise ConfigError(f"run {reference!r} is not under {home()}; the newest there: {near}")
+
+
+def last() -> Run | None:
+    """The newest of the caller's own runs that was not trained as a twin, or for a search."""
+    mine = [run for run in list_runs() if run.record.user == user_name() and run.record.twin_of is None]
+    return mine[-1] if mine else None
 
 
 def list_runs() -> list[Run]:

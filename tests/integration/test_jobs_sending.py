@@ -110,9 +110,15 @@ def _no_canary(place: Place) -> None:
 def test_logs_and_status_answer_by_name_and_stay_when_the_folder_does(place: Place, laptop: Path) -> None:
     said = place.say(laptop, "train", "digits.tiny", *TINY, "--on", place.url, "--name", "told")
     assert said.code == 0, said.err
+    assert "told: sent; follow it again with `tokendial logs told --follow`" in said.out
     standing = place.say(laptop, "status", "told", "--json")
     assert standing.code == 0, standing.err
     assert [(row["run"], row["place"], row["status"]) for row in standing.document] == [("told", place.url, "FINISHED")]
+    last = place.say(laptop, "status", "last", "--on", place.url, "--json")
+    assert last.code == 0, last.err
+    # Ray itself was asked for the end of the driver's log.
+    assert [(row["run"], row["step"] > 0) for row in last.document] == [("told", True)]
+    assert "starting workers" in place.say(laptop, "logs", "last").out
     assert "starting workers" in place.say(laptop, "logs", "told").out
     on_the_cluster = place.say(laptop, "logs", "told", "--rank", "0", TOKENDIAL_HOME=str(place.home))
     assert "rank 0 of 1" in on_the_cluster.out, on_the_cluster.err

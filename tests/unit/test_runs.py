@@ -78,6 +78,10 @@ def test_a_run_is_found_by_name_id_and_as_the_last_of_its_user(home: Path) -> No
     assert [run.name for run in runs.list_runs()] == ["first", "second", "foreign"]
     with pytest.raises(ConfigError, match=r"'fist' is not under .* the newest there: first, second, foreign"):
         runs.find("fist")
+    (home / "found").mkdir()
+    (home / "found" / "plan.json").touch()
+    with pytest.raises(ConfigError, match="'found' is a search; `tokendial report found` says which run of it is best"):
+        runs.find("found")
 
 
 def test_a_run_is_found_by_its_folder_and_twins_are_never_the_last(home: Path) -> None:

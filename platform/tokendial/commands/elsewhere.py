@@ -38,7 +38,6 @@ def send_to(
     def say(line: str) -> None:
         output.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    say(f"{order.run}: follow it again with `tokendial logs {order.run} --follow`, end it with `tokendial stop`")
     with progress_reporter(output) as progress:
         document = api.submit(on, order, progress=progress, say=say, ready=ready)
     if json_:

@@ -22,12 +22,12 @@ WATCH_S = 2.0
 
 @app.command()
 def status(
-    run: Annotated[str | None, typer.Argument(help="Run: name, id, `last` or a job; default all of them.")] = None,
+    run: Annotated[str | None, typer.Argument(help="Run: name, id, `last` or a job; or a search; default all.")] = None,
     on: On = None,
     watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until interrupted.")] = False,
     json_: Json = False,
 ) -> None:
-    """Show where runs stand: stage, step, loss; of the runs folder here and of a cluster's jobs."""
+    """Show where runs and searches stand: stage, step, loss or best trial; here, and of a cluster's jobs."""
     with failures():
         from tokendial import api
 
@@ -47,13 +47,16 @@ def status(
 
 @app.command()
 def logs(
-    run: Annotated[str, typer.Argument(help="Run: name, id, `last` or a job.")],
+    run: Annotated[str, typer.Argument(help="Run: name, id, `last` or a job; or a search.")],
     rank: Annotated[int | None, typer.Option(help="Log of this training worker; default the driver's.", min=0)] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep on to the end of the run's job.")] = False,
     on: On = None,
     json_: Json = False,
 ) -> None:
-    """Print what a run's driver or one of its workers said; also after the cluster is gone, from its MLflow run."""
+    """Print what a run's driver, one of its workers, or every trial of a search said.
+
+    Also after the cluster is gone, from the MLflow run.
+    """
     with failures():
         from tokendial import api
 
@@ -67,9 +70,12 @@ def logs(
         if json_:
             print(json.dumps(found))
             return
-        if name not in found:
+        if name in found:
+            print(found[name], end="")
+        elif rank is None:
+            print("\n".join(f"==> {part} <==\n{text}" for part, text in found.items()), end="")
+        else:
             raise ConfigError(f"run {run!r} has no log {name!r}; it has {', '.join(found)}")
-        print(found[name], end="")
 
 
 @app.command()

@@ -4,7 +4,8 @@ from tokendial.jobs.cluster import Cluster
 from tokendial.jobs.follow import follow
 from tokendial.jobs.logs import read_logs
 from tokendial.jobs.order import Order, evaluation_order, search_order, serving_order, training_order
-from tokendial.jobs.send import find, send, sent_to
+from tokendial.jobs.send import send
+from tokendial.jobs.sent import find, last_on, last_sent, sent_to
 from tokendial.jobs.status import Standing, standings
 from tokendial.jobs.stop import stop
 
@@ -15,6 +16,8 @@ __all__ = [
     "evaluation_order",
     "find",
     "follow",
+    "last_on",
+    "last_sent",
     "read_logs",
     "search_order",
     "send",

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
 from tokendial.experiments import ConfigError
@@ -67,6 +67,19 @@ class Cluster:
     def logs(self, submission: str) -> str:
         """What the job's driver has said so far."""
         return self._json("GET", f"/api/jobs/{quote(submission)}/logs")["logs"] or ""
+
+    def tail(self, job: Mapping[str, Any], lines: int) -> str:
+        """The last lines of it; none where Ray has no log at hand: the job waits, or its node is gone."""
+        if job.get("driver_node_id") is None:
+            return ""
+        query = {"node_id": job["driver_node_id"], "submission_id": job["submission_id"], "lines": lines}
+        path = f"/api/v0/logs/file?{urlencode(query)}"
+        try:
+            return self._call("GET", path).decode(errors="replace")
+        except Unreachable:
+            raise
+        except WorkFailed:
+            return ""
 
     def stop(self, submission: str) -> None:
         self._json("POST", f"/api/jobs/{quote(submission)}/stop")

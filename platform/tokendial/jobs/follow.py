@@ -33,6 +33,7 @@ def follow(
     for bad input, WorkFailed for the rest, Unreachable where the cluster stays away.
     """
     log, heard = _Log(progress, say), time.monotonic()
+    again = f"tokendial logs {submission} --follow --on {cluster.url}"
     log.stage("waiting for the cluster")
     while True:
         try:
@@ -40,7 +41,7 @@ def follow(
             text = cluster.logs(submission)
         except Unreachable as error:
             if time.monotonic() - heard > PATIENCE_S:
-                raise Unreachable(f"{error}; the job may still run there: tokendial logs {submission}") from error
+                raise Unreachable(f"{error}; the job may still run there: {again}") from error
             log.stage("the cluster does not answer; trying again")
             time.sleep(2 * POLL_S)
             continue

@@ -1,4 +1,4 @@
-"""What a run's driver and ranks said: from its folder, from the cluster, or from the tracking server afterwards."""
+"""What a run's driver and ranks said, or a search's trials: from the folder, the cluster, or the tracking server."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from tokendial import runs
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from tokendial.jobs.cluster import Cluster, Unreachable
-from tokendial.jobs.send import find, sent_to
+from tokendial.jobs.sent import find, sent_to
+from tokendial.search.state import find_work
+from tokendial.search.trials import Book
 from tokendial.tracking import resolve_uri
 
 
 def read_logs(run: str, cluster: Cluster | None = None) -> Mapping[str, str]:
     """Logs by name (`driver`, `rank-0`, …); raises ConfigError where there are none.
 
-    Asked in this order: the run's folder here, its job on the cluster, the artifacts of its MLflow run.
+    Asked in this order: the run's folder here, its job on the cluster, the artifacts of its MLflow run. A search here
+    has the logs of its towers' and trials' drivers, by their runs.
     """
     place = sent_to(run)
     asked: list[str] = []
     if cluster is None:
         try:
-            folder = runs.find(run).folder / "logs"
-            if found := {path.stem: path.read_text("utf-8", "replace") for path in sorted(folder.glob("*.log"))}:
+            kind, work = find_work(run)
+            if found := _of_trials(work) if kind == "search" else _of_processes(work):
                 return found
-            asked.append(f"{folder} holds none")
+            asked.append(f"{work.folder} holds none")
         except ConfigError as error:
             asked.append(str(error))
     if cluster is not None or place is not None:
@@ -50,3 +53,22 @@ def read_logs(run: str, cluster: Cluster | None = None) -> Mapping[str, str]:
         except WorkFailed as error:
             asked.append(str(error))
     raise ConfigError(f"run {run!r} has no logs: {'; '.join(asked)}")
+
+
+def _of_processes(run: runs.Run) -> dict[str, str]:
+    return {path.stem: path.read_text("utf-8", "replace") for path in sorted((run.folder / "logs").glob("*.log"))}
+
+
+def _of_trials(search: runs.Run) -> dict[str, str]:
+    """The drivers' logs of a search's towers and trials; of a trial that failed before it had one, the cause."""
+    towers = [path.name for path in sorted(runs.home().glob(f"{search.name}.tower-*"))]
+    trials = {trial.run: trial for trial in Book(search.folder / "trials.jsonl").trials.values()}
+    found: dict[str, str] = {}
+    for name in (*towers, *trials):
+        path = runs.home() / name / "logs" / "driver.log"
+        outcome = trials[name].outcome if name in trials else None
+        if path.exists():
+            found[name] = path.read_text("utf-8", "replace")
+        elif outcome is not None and outcome.cause:
+            found[name] = f"failed: {outcome.cause}\n"
+    return found

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 import time
-from pathlib import Path
-from typing import Any
 
-from tokendial import identity, runs
+from tokendial import identity
 from tokendial.environment import EVERYWHERE
 from tokendial.jobs import package
 from tokendial.jobs.cluster import Cluster
 from tokendial.jobs.order import Order
+from tokendial.jobs.sent import ACTIVE, RUN, USER, about, remember
 
-ACTIVE = ("PENDING", "RUNNING")
-RUN, DIGEST = "tokendial_run", "tokendial_order"
+DIGEST = "tokendial_order"
 # Ray kills a driver that is told to stop after 3 s; ending workers and closing the MLflow run take longer.
 STOP_WAIT_S = 60
 
@@ -29,8 +26,9 @@ def send(cluster: Cluster, order: Order) -> str:
     command = shlex.join(order.arguments)
     digest = hashlib.blake2b(package.archive(order.files) + command.encode(), digest_size=8).hexdigest()
     for job in cluster.jobs():
-        same = "--new" not in order.arguments and (job["metadata"] or {}).get(DIGEST) == digest
+        same = "--new" not in order.arguments and about(job).get(DIGEST) == digest
         if same and job["status"] in ACTIVE:
+            remember(order.run, cluster, job["submission_id"])
             return job["submission_id"]
     who = identity.capture()
     files = {**order.files, identity.FILE: who.model_dump_json().encode()}
@@ -42,7 +40,7 @@ def send(cluster: Cluster, order: Order) -> str:
         "env_vars": environment,
     }
     metadata = {
-        RUN: order.run, DIGEST: digest, "user": who.user, "commit": who.commit,
+        RUN: order.run, DIGEST: digest, USER: who.user, "commit": who.commit,
         "uncommitted": "yes" if who.dirty else "no",
     }  # fmt: skip
     submission = cluster.submit(
@@ -53,30 +51,5 @@ def send(cluster: Cluster, order: Order) -> str:
             "metadata": metadata,
         }
     )
-    _remember(order.run, {"cluster": cluster.url, "submission": submission})
+    remember(order.run, cluster, submission)
     return submission
-
-
-def find(cluster: Cluster, run: str) -> dict[str, Any] | None:
-    """The newest job of a run, named by it or by a submission id; one at work before one that is done."""
-    found = [
-        job for job in cluster.jobs() if run in ((job["metadata"] or {}).get(RUN), job["submission_id"])
-    ]  # fmt: skip
-    active = [job for job in found if job["status"] in ACTIVE]
-    return (active or found or [None])[-1]
-
-
-def sent_to(run: str) -> str | None:
-    """The cluster that a run was last sent to from here."""
-    path = _record(run)
-    return json.loads(path.read_text("utf-8"))["cluster"] if path.exists() else None
-
-
-def _remember(run: str, document: dict[str, str]) -> None:
-    path = _record(run)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_atomically(path, json.dumps(document))
-
-
-def _record(run: str) -> Path:
-    return runs.home() / ".sent" / f"{Path(run).name}.json"

@@ -1,4 +1,4 @@
-"""Where runs stand: those of the runs folder here, and the jobs of a cluster, in the same words."""
+"""Where runs and searches stand: those of the runs folder here, and the jobs of a cluster, in the same words."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from typing import Any, NamedTuple
 from tokendial import metrics, runs
 from tokendial.experiments import ConfigError
 from tokendial.jobs.cluster import Cluster
-from tokendial.jobs.send import RUN
+from tokendial.jobs.sent import ACTIVE, RUN, USER, about, jobs_of
 from tokendial.progress import read_line
 from tokendial.runs import Run
+from tokendial.search.found import read_plan
+from tokendial.search.state import State, find_work, list_searches
+from tokendial.search.trials import Book
 
+TAIL_LINES = 200
 WORDS = {"PENDING": "PENDING", "RUNNING": "RUNNING", "SUCCEEDED": "FINISHED", "FAILED": "FAILED", "STOPPED": "KILLED"}
 
 
 class Standing(NamedTuple):
-    """One run: `place` is `here` or a cluster's address, `age_s` the seconds since it was started or submitted."""
+    """One run, or a search, whose steps are its trials.
+
+    `place` is `here` or a cluster's address, `age_s` the seconds since it was started or submitted.
+    """
 
     run: str
     place: str
@@ -33,19 +40,19 @@ class Standing(NamedTuple):
 
 
 def standings(run: str | None = None, cluster: Cluster | None = None) -> list[Standing]:
-    """Every run here and every job of the cluster, oldest first; or those of one run.
+    """Every run and search here and every job of the cluster, oldest first; or those of one name.
 
-    Raises ConfigError where a run is asked for that nobody knows.
+    Raises ConfigError where a name is asked for that nobody knows.
     """
     if run is None:
-        found = [here(known) for known in runs.list_runs()]
-        return found + ([there(cluster, job) for job in cluster.jobs()] if cluster else [])
-    found = []
-    if cluster is not None:
-        jobs = [job for job in cluster.jobs() if run in ((job["metadata"] or {}).get(RUN), job["submission_id"])]
-        found += [there(cluster, job) for job in jobs[-1:]]
+        found = [*map(here, runs.list_runs()), *map(searched, list_searches())]
+        found.sort(key=lambda standing: -standing.age_s)
+        # What has ended is told by its status alone; a question for the log of each would be one too many.
+        return found + ([there(cluster, job, job["status"] in ACTIVE) for job in cluster.jobs()] if cluster else [])
+    found = [there(cluster, job) for job in jobs_of(cluster, run)[-1:]] if cluster else []
     try:
-        return [here(runs.find(run)), *found]
+        kind, work = find_work(run)
+        return [searched(work) if kind == "search" else here(work), *found]
     except ConfigError:
         if not found:
             raise
@@ -62,18 +69,31 @@ def here(run: Run) -> Standing:
     return Standing(run.name, "here", status, "", step, total, detail, record.user, age, record.error)
 
 
-def there(cluster: Cluster, job: dict[str, Any]) -> Standing:
-    """A job of a cluster, its progress read from what its driver said last."""
-    about, status = job["metadata"] or {}, WORDS[job["status"]]
-    name = about.get(RUN) or job["submission_id"]
+def searched(search: Run) -> Standing:
+    """A search of the runs folder, from its plan and its ledger: trials done of those planned, and the best so far."""
+    plan, book = read_plan(search.folder), Book(search.folder / "trials.jsonl")
+    state, held = State.read(search.folder), search.holder() is not None
+    status = "RUNNING" if held else "DIED" if state.status == "RUNNING" else state.status
+    age, done = time.time() - (book.began or search.folder.stat().st_mtime), len(book.ended)
+    first, error = plan.objectives[0], None if held else state.error
+    worths = {trial.run: outcome.values[first] for trial, outcome in book.ended if outcome.status == "FINISHED"}
+    best = max(worths, key=worths.__getitem__, default=None)
+    detail = f"best {first} {worths[best]:.3f} by {best}" if best else ""
+    return Standing(search.name, "here", status, "trials", done, plan.trials, detail, plan.user, age, error)
+
+
+def there(cluster: Cluster, job: dict[str, Any], tail: bool = True) -> Standing:
+    """A job of a cluster; with `tail` its progress is read from what its driver said last."""
+    sent, status = about(job), WORDS[job["status"]]
+    name = sent.get(RUN) or job["submission_id"]
     latest: dict[str, Any] = {}
-    for line in cluster.logs(job["submission_id"]).splitlines()[-200:]:
+    for line in cluster.tail(job, TAIL_LINES).splitlines() if tail else ():
         latest = {**(read_line(line) or latest)}
     error = str(job["message"] or "").strip().splitlines()[-1:] if status == "FAILED" else []
     age = time.time() - (job["start_time"] or 0) / 1000
     return Standing(
         name, cluster.url, status, latest.get("stage", ""), latest.get("step", 0), latest.get("total", 0),
-        latest.get("detail", ""), about.get("user", ""), age, error[0] if error else None,
+        latest.get("detail", ""), sent.get(USER, ""), age, error[0] if error else None,
     )  # fmt: skip
 
 

@@ -6,11 +6,10 @@ import os
 import signal
 import socket
 
-from tokendial import runs
 from tokendial.experiments import ConfigError
 from tokendial.jobs.cluster import Cluster
-from tokendial.jobs.send import ACTIVE, find
-from tokendial.search.found import find_search
+from tokendial.jobs.sent import ACTIVE, find
+from tokendial.search.state import find_work
 
 
 def stop(run: str, cluster: Cluster | None = None) -> str:
@@ -23,11 +22,10 @@ def stop(run: str, cluster: Cluster | None = None) -> str:
             raise ConfigError(f"run {run!r} is not at work on the cluster at {cluster.url}; its job is {job['status']}")
         cluster.stop(job["submission_id"])
         return cluster.url
-    search = find_search(run)
-    found = runs.find(run) if search is None else runs.Run(search)
-    kind, holder = "run" if search is None else "search", found.holder()
+    kind, found = find_work(run)
+    holder = found.holder()
     if holder is None:
-        status = f"; its status is {found.record.status}" if search is None else ""
+        status = f"; its status is {found.record.status}" if kind == "run" else ""
         raise ConfigError(f"{kind} {found.name!r} is not at work{status}")
     if holder["host"] != socket.gethostname():
         raise ConfigError(

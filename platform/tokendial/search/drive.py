@@ -17,6 +17,7 @@ from tokendial.search.desk import Desk, check_candidates
 from tokendial.search.found import SearchResult, base_costs, find_search, read_plan, summarise
 from tokendial.search.plan import SearchPlan, check_base, check_request, make_plan, refuse_changes
 from tokendial.search.space import Space, default_space, lists, load_space, scalars
+from tokendial.search.state import State
 from tokendial.train.driver import sigterm_raises
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -35,6 +36,7 @@ def plan_search(
     seed: int = 0,
     limit_s: float = 600.0,
     name: str | None = None,
+    new: bool = False,
 ) -> SearchPlan:
     """A checked plan; raises ConfigError before anything heavy starts.
 
@@ -42,12 +44,13 @@ def plan_search(
         experiment, overrides: what trials have in common; overrides with lists are the space, each list a Choice.
         algorithm: a name of `suggest.ALGORITHMS`; default grid where lists are given, else asha.
         objectives: names of `objective.OBJECTIVES`, the first of which ranks trials.
-        trials: how many; a grid runs every combination.
+        trials: how many; default what a search of that name has, else 16; a grid runs every combination.
         space: `my_space.py:function`; default the token schedule itself.
         budget: of the whole search, or with `per_trial` of each trial: FLOPs, wall time or worker-hours.
         seed: of the search; trials have the experiment's.
         limit_s: seconds without progress after which a trial has failed.
         name: of the search; default from everything above.
+        new: plan another search, under a name of its own, even if this one exists.
     """
     single, several = lists(overrides)
     base = resolve(experiment, single)
@@ -55,13 +58,13 @@ def plan_search(
         raise ConfigError("--per-trial goes with --budget; without one each trial gets what the experiment spends")
     if space is not None and several:
         raise ConfigError(f"{', '.join(several)} lists values beside --space; put them into the space as Choice(...)")
-    domains: Space = load_space(space) if space else several or default_space(base)
+    domains: Space = load_space(space) if space else several or default_space(base, single)
     algorithm = algorithm or ("grid" if several else "asha")
     check_request(algorithm, objectives, domains, trials)
-    check_base(base, domains)
-    number = len(suggest.grid(scalars(domains))) if algorithm == "grid" else trials or DEFAULT_TRIALS
-    if number < 1:
-        raise ConfigError(f"--trials {number} must be at least 1")
+    check_base(base, domains, single)
+    most = suggest.num_combinations(scalars(domains))
+    if trials is not None and not 1 <= trials <= most:
+        raise ConfigError(f"--trials {trials} is not in 1 to {most}, the combinations of the space")
     who = identity.capture()
     shares = warm.tower_steps(base) > 0
     plan = make_plan(
@@ -73,7 +76,7 @@ def plan_search(
         algorithm=algorithm,
         objectives=tuple(objectives),
         seed=seed,
-        trials=number,
+        trials=int(most) if algorithm == "grid" else trials or int(min(most, DEFAULT_TRIALS)),
         allowance=f"{budget or 'own'}{' per trial' if per_trial else ''}",
         flops=0.0,
         shares_tower=shares,
@@ -82,17 +85,27 @@ def plan_search(
         commit=who.commit,
     )
     wanted = allowance.parse(budget, per_trial) if budget else None
-    plan = plan.model_copy(update={"flops": _flops(plan, wanted, warm.without_tower(base) if shares else base)})
+    if new:
+        plan = plan.model_copy(update={"name": runs.fresh_name(plan.name)})
+    if find_search(plan.name) is None:
+        plan = plan.model_copy(update={"flops": _flops(plan, wanted, warm.without_tower(base) if shares else base)})
+    else:
+        plan = _continued(plan, trials)
     check_candidates(plan)
     return plan
 
 
 def _flops(plan: SearchPlan, wanted: allowance.Budget | None, config: RunConfig[Any]) -> float:
-    """The allowance of each trial: what it came to when the search began, else worked out (time is measured) now."""
-    folder = find_search(plan.name)
-    if folder is not None:
-        return read_plan(folder).flops
+    """The allowance of each trial of a search that begins now; time is measured."""
     return allowance.flops_per_trial(wanted, config, plan.trials, slots_of(config), allowance.measured_speed)
+
+
+def _continued(plan: SearchPlan, trials: int | None) -> SearchPlan:
+    """The plan with what the search of its name began with; raises ConfigError where that was another."""
+    before = read_plan(runs.home() / plan.name)
+    plan = plan.model_copy(update={"flops": before.flops, "trials": plan.trials if trials else before.trials})
+    refuse_changes(before, plan)
+    return plan
 
 
 def slots_of(config: RunConfig[Any]) -> int:
@@ -103,17 +116,13 @@ def slots_of(config: RunConfig[Any]) -> int:
     return max(1, devices // config.workers)
 
 
-def search(plan: SearchPlan, new: bool = False, progress: Progress = lambda latest: None) -> SearchResult:
+def search(plan: SearchPlan, progress: Progress = lambda latest: None) -> SearchResult:
     """Run what is missing of a search and return what it found; a finished one is returned at once."""
-    if new:
-        plan = plan.model_copy(update={"name": runs.fresh_name(plan.name)})
     folder = runs.home() / plan.name
     if (folder / "run.json").exists():
         raise ConfigError(f"{plan.name!r} is a run; give the search another --name")
     if (folder / "plan.json").exists():
-        before = read_plan(folder)
-        refuse_changes(before, plan)
-        plan = plan.model_copy(update={"trials": max(plan.trials, before.trials)})
+        refuse_changes(read_plan(folder), plan)
     folder.mkdir(parents=True, exist_ok=True)
     with runs.Run(folder).lease(), sigterm_raises():
         runs.write_atomically(folder / "plan.json", plan.model_dump_json(indent=2))
@@ -133,6 +142,7 @@ def _worked(plan: SearchPlan, desk: Desk, folder: Path, progress: Progress) -> S
     uri = resolve_uri(desk.base.tracking.uri, runs.home())
     record = SearchRecord(uri, folder, plan)
     status, failure = "FAILED", "it ended without a result"
+    State(status="RUNNING").write(folder)
     try:
         ray_trainer.connect()
         record.open()
@@ -154,6 +164,7 @@ def _worked(plan: SearchPlan, desk: Desk, folder: Path, progress: Progress) -> S
         status, failure = "FAILED", str(error)
         raise
     finally:
+        State(status=status, error=failure).write(folder)
         record.close(status, failure)
     return result
 

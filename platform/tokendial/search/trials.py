@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tokendial.experiments import ConfigError
 from tokendial.search.space import Candidate
 
 TrialStatus = Literal["FINISHED", "PRUNED", "FAILED"]
@@ -73,19 +74,24 @@ class Session:
 
 
 class Book:
-    """The trials of a search by number; one process writes it, any may read it."""
+    """The trials of a search by number; one process writes it, any may read it; `began` with its first line."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.trials: dict[int, Trial] = {}
         self.sessions: list[Session] = []
+        self.began: float | None = None
         for event in _events(path):
             self._apply(event)
 
+    @property
+    def ended(self) -> list[tuple[Trial, Outcome]]:
+        """Trials that have ended, with how."""
+        return [(trial, trial.outcome) for trial in self.trials.values() if trial.outcome is not None]
+
     def best(self, objective: str) -> float:
         """The largest value of an objective among finished trials; there must be one."""
-        ended = [trial.outcome for trial in self.trials.values() if trial.outcome is not None]
-        return max(outcome.values[objective] for outcome in ended if outcome.status == "FINISHED")
+        return max(outcome.values[objective] for _, outcome in self.ended if outcome.status == "FINISHED")
 
     def asked(self, number: int, candidate: Candidate, run: str) -> Trial:
         chosen = {"chosen": dict(candidate.chosen), "overrides": list(candidate.overrides)}
@@ -114,7 +120,8 @@ class Book:
 
     def _apply(self, event: dict[str, Any]) -> None:
         number, kind = event.pop("trial"), event.pop("event")
-        event.pop("time", None)
+        moment = event.pop("time", None)
+        self.began = self.began or moment
         match kind:
             case "session":
                 self.sessions.append(Session(**event))
@@ -130,11 +137,14 @@ class Book:
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole line; a kill may have torn the last one."""
+    """Every whole line; a kill may have torn the last one. Raises ConfigError for another that is no event."""
     if path.exists():
         for line in path.read_bytes().splitlines(keepends=True):
             if line.endswith(b"}\n"):
-                yield json.loads(line)
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise ConfigError(f"{path} is broken; repair it or move the folder away") from error
 
 
 def _cut_torn_line(path: Path) -> None:
