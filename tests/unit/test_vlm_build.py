@@ -7,8 +7,9 @@ import pytest
 import torch
 from tokendial.contracts import LanguageConfig, LoraConfig, ModelConfig, TowerConfig
 from tokendial_workloads.vlm.adapters import merged
-from tokendial_workloads.vlm.build import TextIds, build_model, model_config
+from tokendial_workloads.vlm.build import TextIds, build_model, model_config, text_config, vision_config
 from tokendial_workloads.vlm.cost import ModelCost
+from tokendial_workloads.vlm.vocabulary import tokenizer_folder
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -143,6 +144,26 @@ def test_the_mlp_projector_from_a_llava_folder_gives_stock_llavas_logits(tmp_pat
     batch = TASK.expand(tiny_batch(), 36)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
     torch.testing.assert_close(model(**inputs).logits, llava(**inputs).logits)
+
+
+@pytest.mark.parametrize("part", ["vision", "language"])
+def test_a_field_changed_over_a_llava_folder_leaves_its_sizes(part: str, tmp_path: Path) -> None:
+    text = LlamaConfig(vocab_size=len(WORDS), **LLAMA.config)
+    stored = LlavaConfig(vision_config=SiglipVisionConfig(**SIGLIP.config), text_config=text, image_token_index=3)
+    stored.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    config = ModelConfig.model_validate({"init_from": str(tmp_path), part: {"config": {"attention_dropout": 0.25}}})
+    plain = ModelCost(ModelConfig(init_from=str(tmp_path)), 10, len(WORDS))
+    assert ModelCost(config, 10, len(WORDS)).num_parameters == plain.num_parameters
+    made = {
+        "vision": vision_config(config.vision, config.init_from),
+        "language": text_config(config.language, IDS, config.init_from),
+    }
+    assert {name: one.attention_dropout for name, one in made.items()} == {"vision": 0.0, "language": 0.0} | {
+        part: 0.25
+    }
+    assert {one.hidden_size for one in made.values()} == {16}
+    assert tokenizer_folder(config) == tmp_path
 
 
 def test_a_source_that_does_not_fit_is_refused(tmp_path: Path) -> None:

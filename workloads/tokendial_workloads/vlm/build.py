@@ -94,7 +94,7 @@ def model_config(config: ModelConfig, ids: TextIds, counts: Sequence[int]) -> To
 
 def vision_config(config: TowerConfig, init_from: str | None = None) -> Any:
     """The tower's own configuration; a pooling head is left out where the tower can do without."""
-    source = config.source or (init_from if not config.config else None)
+    source = config.source or init_from
     if source is None:
         made: Any = AutoConfig.for_model(config.kind, **config.config)
     else:
@@ -106,7 +106,7 @@ def vision_config(config: TowerConfig, init_from: str | None = None) -> Any:
 
 def text_config(config: LanguageConfig, ids: TextIds, init_from: str | None = None) -> Any:
     """The language model's own configuration, with room for the tokenizer's vocabulary."""
-    source = config.source or (init_from if not config.config else None)
+    source = config.source or init_from
     if source is None:
         special = {"pad_token_id": ids.pad, "eos_token_id": ids.eos, "bos_token_id": ids.bos}
         return AutoConfig.for_model(config.kind, **{"vocab_size": ids.vocab_size, **special, **config.config})

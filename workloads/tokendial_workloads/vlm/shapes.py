@@ -132,7 +132,7 @@ def language_values(config: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _source(config: ModelConfig, part: TowerConfig | LanguageConfig) -> str | None:
-    return part.source or (config.init_from if not part.config else None)
+    return part.source or config.init_from
 
 
 def _read(

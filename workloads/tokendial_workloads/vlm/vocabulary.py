@@ -24,7 +24,7 @@ def tokenizer_folder(model: ModelConfig) -> Path | None:
     if language.tokenizer is not None:
         return _folder(language.tokenizer, "model.language.tokenizer")
     source, field = language.source, "model.language.source"
-    if source is None and not language.config:
+    if source is None:
         source, field = model.init_from, "model.init_from"
     if source is None or (Path(source).is_dir() and not any((Path(source) / name).exists() for name in TRACES)):
         return None
