@@ -1,6 +1,7 @@
 """Dependencies point one way, and each foreign system is touched in one place: read from the source with `ast`."""
 
 import ast
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -96,3 +97,54 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
     while leaves := {module for module, targets in edges.items() if not targets & edges.keys()}:
         edges = {module: targets for module, targets in edges.items() if module not in leaves}
     assert edges == {}
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_the_diagram_of_the_architecture_page_is_what_is_imported() -> None:
+    """Its folders are there, and its arrows are all that points from one package to another."""
+    diagram = re.search(r"## Parts and their imports\n\n```\n(.*?)```", PAGE, re.DOTALL)
+    assert diagram is not None
+    lines = diagram[1].splitlines()
+    folders = [line.split()[0] for line in lines[::2]]
+    assert folders == ["platform/tokendial", "workloads/tokendial_workloads", "kernels/tokendial_kernels"]
+    for folder, line in zip(folders, lines[::2], strict=True):
+        assert [name for name in re.findall(r" (\w+/)", line) if not (ROOT / folder / name).is_dir()] == []
+    asked = re.fullmatch(r"  ↑ (.*) only", lines[1])
+    assert asked is not None
+    of_workloads = {name for module in MODULES if inside(module, "tokendial_workloads") for name in IMPORTS[module]}
+    assert {name.split(".")[1] for name in of_workloads if inside(name, "tokendial")} == set(asked[1].split(", "))
+    assert lines[3] == "  ↓"
+    assert any(inside(name, "tokendial_kernels") for name in of_workloads)
+
+
+PLACES = {
+    "ray.train": ("`ray.train` in\n`train/ray_trainer.py`", ("train.ray_trainer",)),
+    "deepspeed": ("DeepSpeed in `train/engine.py`", ("train.engine",)),
+    "ray.tune": ("Ray Tune in `search/tuning.py`", ("search.tuning",)),
+    "ray.serve": (
+        "Ray Serve in three modules of `serve/`\n(`application.py`, `endpoint.py`, `declared.py`)",
+        ("serve.application", "serve.declared", "serve.endpoint"),
+    ),
+    "ray.util.metrics": ("Ray's metrics in `gauges.py`", ("gauges",)),
+}
+
+
+@pytest.mark.parametrize("system", PLACES)
+def test_the_architecture_page_says_where_a_foreign_system_is_touched(system: str) -> None:
+    """Names that only annotations use, the bench and the build of DeepSpeed's operator are left out, as in OWNERS."""
+    words, modules = PLACES[system]
+    assert words in PAGE
+    left_out = ("tokendial.bench", "tokendial.environment")
+    users = [m for m in MODULES if not any(inside(m, name) for name in left_out) and _loads(m, system)]
+    assert users == [f"tokendial.{module}" for module in modules]
+
+
+def _loads(module: str, system: str) -> bool:
+    """Whether a module imports a foreign system when it runs."""
+    tree = ast.parse(MODULES[module].read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    return any(inside(name, system) for name in imports_of(module, MODULES[module], ast.walk(tree)))
