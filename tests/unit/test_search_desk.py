@@ -21,7 +21,7 @@ def _home(home: Path) -> None:
     del home
 
 
-def plan(algorithm: str, trials: int = 12, **options: Any) -> SearchPlan:
+def plan(algorithm: str, trials: int | None = 12, **options: Any) -> SearchPlan:
     return plan_search(
         "digits.tiny", LISTS, algorithm=algorithm, trials=trials, budget="2e9", per_trial=True, **options
     )
@@ -162,18 +162,50 @@ def test_a_changed_space_is_refused_by_name() -> None:
     after = plan_search("digits.tiny", ("schedule=tokenflex,m3",), name="it", budget="2e9", per_trial=True)
     with pytest.raises(ConfigError, match=r"search 'it' is another one \(algorithm: random → grid; space: "):
         refuse_changes(before, after)
-    refuse_changes(before, plan("random", trials=40, name="it"))
-    assert fingerprint(before) == fingerprint(plan("random", trials=40, name="it"))
-    assert plan("random").name == plan("random", trials=40).name != plan("random", seed=1).name
+    refuse_changes(before, plan("random", trials=30, name="it"))
+    assert fingerprint(before) == fingerprint(plan("random", trials=30, name="it"))
+    assert plan("random").name == plan("random", trials=30).name != plan("random", seed=1).name
 
 
 def test_a_grid_with_an_impossible_combination_is_refused_before_it_starts() -> None:
     with pytest.raises(ConfigError, match=r"combination schedule\.counts=\[4, 500\] cannot be a run: "):
         plan_search("digits.tiny", ("schedule=tokenflex", "schedule.counts=[4,16],[4,500]"))
-    with pytest.raises(ConfigError, match="no admissible candidate in 200 draws"):
+    with pytest.raises(ConfigError, match="no admissible candidate in the space; last: "):
         plan_search("digits.tiny", ("schedule.counts=[500],[600]",), algorithm="random")
     with pytest.raises(ConfigError, match="less than one step"):
         plan_search("digits.tiny", ("seed=0,1",), budget="10", per_trial=True)
+
+
+def test_fewer_trials_than_a_search_has_are_refused(home: Path) -> None:
+    made = plan("random", trials=12, name="it")
+    (home / "it").mkdir(parents=True)
+    (home / "it" / "plan.json").write_text(made.model_dump_json())
+    with pytest.raises(ConfigError, match="search 'it' has 12 trials, and --trials 5 is fewer; leave it out"):
+        plan("random", trials=5, name="it")
+    assert plan("random", trials=None, name="it").trials == 12
+    assert plan("random", trials=20, name="it").trials == 20
+    assert plan("random", trials=5, name="it", new=True).name == "it-2"
+
+
+def test_a_new_search_has_an_allowance_of_its_own(home: Path) -> None:
+    made = plan("random", name="it")
+    (home / "it").mkdir(parents=True)
+    (home / "it" / "plan.json").write_text(made.model_copy(update={"flops": 3e9}).model_dump_json())
+    assert plan("random", name="it").flops == 3e9
+    assert plan("random", name="it", new=True).flops == 2e9
+
+
+def test_a_small_space_is_searched_to_its_last_candidate(tmp_path: Path) -> None:
+    lists = ("schedule=tokenflex,m3", "seed=" + ",".join(map(str, range(12))))
+    made = plan_search("digits.tiny", lists, algorithm="random", trials=24, budget="2e9", per_trial=True)
+    ledger = work(made, tmp_path)
+    assert len({json.loads(line)["run"] for line in ledger if '"asked"' in line}) == 24
+    with pytest.raises(ConfigError, match="--trials 25 is not in 1 to 24, the combinations of the space"):
+        plan_search("digits.tiny", lists, algorithm="random", trials=25, budget="2e9", per_trial=True)
+    assert plan_search("digits.tiny", ("seed=0,1,2",), algorithm="random").trials == 3
+    impossible = ("schedule=tokenflex", "schedule.counts=[4,16],[4,144],[4,500]")
+    with pytest.raises(ConfigError, match=r"--trials 3 is more than the 2 candidates that can be a run; "):
+        plan_search("digits.tiny", impossible, algorithm="random", budget="2e9", per_trial=True)
 
 
 def test_plans_are_read_back_and_wall_time_needs_room_to_start(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """What a search may choose from: domains, the default space, lists on the command line, repeatable suggestions."""
 
 import json
+import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tokendial.experiments import ConfigError
 from tokendial.resolve import resolve
-from tokendial.search.domains import Choice, Distillation, Integers, LogUniform, Phases, Simplex, Uniform
+from tokendial.search.domains import Choice, CountPower, Distillation, Integers, LogUniform, Phases, Simplex, Uniform
 from tokendial.search.plan import check_request
 from tokendial.search.space import (
     candidate,
@@ -22,7 +24,7 @@ from tokendial.search.space import (
     scalars,
     split,
 )
-from tokendial.search.suggest import Told, grid, parzen, random
+from tokendial.search.suggest import Told, grid, num_combinations, parzen, random
 
 BASE = resolve("digits.tiny", ("evaluation.counts=[1,4,9,16,144]",))
 
@@ -91,15 +93,62 @@ def test_a_space_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
         ({"optimizer.lr": 0.1}, "optimizer.lr is a float; it must be one of Choice"),
         ({"evaluation.counts": Choice(([1], [4]))}, "is the same for every trial"),
         ({"budget.flops": LogUniform(1e9, 1e10)}, "is the same for every trial"),
+        ({"evaluation": Choice(({"counts": [4]}, {"counts": [16]}))}, "space: evaluation is the same for every trial"),
+        ({"workers": Choice((1, 2))}, "space: workers is the same for every trial"),
+        (
+            {"schedule.weights": Simplex(3), "schedule.phases": Phases(3)},
+            "weights has no effect beside schedule.phases",
+        ),
         ({3: Uniform(0, 1)}, "3 is a int; a path is text"),
         ({"optimizer.lr": Choice((0.1, {0.2}))}, r"optimizer\.lr has an option that JSON cannot hold"),
         ({"seed": Choice((0, 1, 0))}, "seed lists 0 more than once"),
     ],
-    ids=["unknown", "no domain", "grid", "budget", "no text", "no JSON", "twice"],
+    ids=["unknown", "no domain", "grid", "budget", "section", "workers", "laws", "no text", "no JSON", "twice"],
 )
 def test_a_space_that_cannot_be_searched_is_refused(space: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_space(space, BASE)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [
+        (("optimizer.lr=0.1",), r"optimizer\.lr has a value and is in the space too"),
+        (('schedule.phases=[{"until": 1, "weights": [1, 1, 1]}]',), r"schedule\.weights has no effect beside"),
+    ],
+    ids=["value", "law"],
+)
+def test_what_has_a_value_cannot_be_searched_too(fixed: tuple[str, ...], message: str) -> None:
+    space = {"optimizer.lr": LogUniform(1e-4, 1e-2), "schedule.weights": Simplex(3)}
+    with pytest.raises(ConfigError, match=message):
+        check_space(space, BASE, fixed)
+
+
+def test_the_default_space_leaves_out_what_has_a_value() -> None:
+    whole = set(default_space(BASE))
+    assert set(default_space(BASE, ("schedule.mix=one", "workers=1"))) == whole - {"schedule.mix"}
+    assert set(default_space(BASE, ("schedule.weights=[2,3,5]",))) == whole - {"schedule.phases"}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Choice("one"), "Choice needs a tuple of options, got 'one'"),  # pyright: ignore[reportArgumentType]
+        (lambda: Choice(range(3)), r"got range\(0, 3\)"),  # pyright: ignore[reportArgumentType]
+        (lambda: Uniform(0, float("inf")), "Uniform needs low < high, both finite, got 0 and inf"),
+        (lambda: Uniform(0, float("nan")), "got 0 and nan"),
+        (lambda: Integers(1.5, 8), "Integers needs whole numbers, got 1.5, 8"),  # pyright: ignore[reportArgumentType]
+        (lambda: Simplex(2.5), "Simplex needs whole numbers, got 2.5"),  # pyright: ignore[reportArgumentType]
+        (lambda: Simplex(0), "Simplex needs positive numbers, got 0"),
+        (lambda: Phases(3, 0.5, 1.5), "Phases break between 0 and 1, got 0.5 to 1.5"),
+        (lambda: CountPower(1, 1e9), "CountPower needs exponents from -8 to 8"),
+        (lambda: Distillation(2, 0.1), "Distillation needs low < high"),
+        (lambda: Distillation(0, 1), "Distillation needs positive numbers, got 0"),
+    ],
+)
+def test_a_domain_that_has_no_values_cannot_be_made(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_lists_are_cut_outside_brackets_only() -> None:
@@ -114,7 +163,9 @@ def test_lists_are_cut_outside_brackets_only() -> None:
 
 def test_a_grid_crosses_lists_with_the_seed_turning_fastest() -> None:
     _, several = lists(("seed=0,1", "schedule=tokenflex,m3"))
-    cells = grid(scalars(several))
+    cells = list(grid(scalars(several)))
+    assert num_combinations(scalars(several)) == 4
+    assert num_combinations({"n": Integers(2, 9), "x": Uniform(0, 1)}) == math.inf
     assert cells == [{"schedule": s, "seed": n} for s in ("tokenflex", "m3") for n in (0, 1)]
 
 

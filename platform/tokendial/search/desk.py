@@ -5,8 +5,10 @@ Everything it decides follows from the plan and the ledger, so a desk that is op
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +102,25 @@ class Desk:
     def _next(self, number: int) -> tuple[Candidate, RunConfig[Any]]:
         """The first suggestion for a place that can be a run and is not one already; raises ConfigError after many."""
         if self.plan.algorithm == "grid":
-            made = candidate(self.space, suggest.grid(self.scalars)[number], self.base)
+            made = candidate(self.space, next(islice(suggest.grid(self.scalars), number, None)), self.base)
             return made, trial_config(self.plan, made)
         known = {trial.candidate.overrides for trial in self.book.trials.values()}
         refusal = "every suggestion was tried before"
-        for attempt in range(MAX_ATTEMPTS):
+        for chosen in self._suggestions(number):
             try:
-                made = candidate(self.space, self._suggested(number, attempt), self.base)
+                made = candidate(self.space, chosen, self.base)
                 if made.overrides not in known:
                     return made, trial_config(self.plan, made)
             except (ConfigError, ValidationError, ValueError) as error:
                 refusal = str(error)
         raise ConfigError(f"no admissible candidate in {MAX_ATTEMPTS} suggestions for trial {number}; last: {refusal}")
+
+    def _suggestions(self, number: int) -> Iterator[dict[str, Any]]:
+        """What the algorithm suggests for a place, then whatever is left of a space that has a last candidate."""
+        for attempt in range(MAX_ATTEMPTS):
+            yield self._suggested(number, attempt)
+        if suggest.num_combinations(self.scalars) < math.inf:
+            yield from suggest.grid(self.scalars)
 
     def _suggested(self, number: int, attempt: int) -> dict[str, Any]:
         plan = self.plan
@@ -150,7 +159,6 @@ def check_candidates(plan: SearchPlan) -> None:
     """Raise ConfigError where a grid has a combination that cannot be a run, before anything starts."""
     base, space = resolve(plan.experiment, plan.overrides), plan.domains
     if plan.algorithm != "grid":
-        # One admissible candidate shows that there are some; the desk passes over the others one by one.
         _probe(plan, base)
         return
     for chosen in suggest.grid(scalars(space)):
@@ -162,14 +170,23 @@ def check_candidates(plan: SearchPlan) -> None:
 
 
 def _probe(plan: SearchPlan, base: RunConfig[Any]) -> None:
-    space, refusal = plan.domains, ""
-    for attempt in range(MAX_ATTEMPTS):
+    """Raise ConfigError where no candidate can be a run, or where a small space has too few that can."""
+    space, names, refusal, found = plan.domains, scalars(plan.domains), "", 0
+    small = suggest.num_combinations(names) <= MAX_ATTEMPTS
+    draws = (suggest.random(names, plan.seed, 0, attempt) for attempt in range(MAX_ATTEMPTS))
+    # Of a large space one shows that there are some; the desk passes over the others one by one.
+    for chosen in suggest.grid(names) if small else draws:
         try:
-            trial_config(plan, candidate(space, suggest.random(scalars(space), plan.seed, 0, attempt), base))
-            return
+            trial_config(plan, candidate(space, chosen, base))
+            found += 1
         except (ConfigError, ValueError) as error:
             refusal = str(error)
-    raise ConfigError(f"no admissible candidate in {MAX_ATTEMPTS} draws from the space; last: {refusal}")
+        if found == (plan.trials if small else 1):
+            return
+    if found:
+        raise ConfigError(f"--trials {plan.trials} is more than the {found} candidates that can be a run; {refusal}")
+    tried = "the space" if small else f"{MAX_ATTEMPTS} draws from the space"
+    raise ConfigError(f"no admissible candidate in {tried}; last: {refusal}")
 
 
 def _told(trial: Trial, objectives: tuple[str, ...]) -> Told:

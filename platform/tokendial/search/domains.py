@@ -14,6 +14,8 @@ from typing import Any, Protocol, cast
 # A weight of a simplex is -log(u), so u away from 0 keeps it finite.
 SMALLEST_U = 1e-4
 DIGITS = 4
+# Beyond it all but one count have a weight of nothing.
+MAX_EXPONENT = 8
 
 
 class Domain(Protocol):
@@ -46,8 +48,8 @@ class Choice(_Alone):
     options: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        if not self.options:
-            raise ValueError("Choice needs at least one option")
+        if not isinstance(self.options, tuple | list) or not self.options:
+            raise ValueError(f"Choice needs a tuple of options, got {self.options!r}")
 
     def at(self, u: float) -> Any:
         return self.options[min(int(u * len(self.options)), len(self.options) - 1)]
@@ -84,8 +86,7 @@ class LogUniform(_Alone):
 
     def __post_init__(self) -> None:
         _check_bounds(self, self.low, self.high)
-        if self.low <= 0:
-            raise ValueError(f"LogUniform needs positive bounds, got {self.low}")
+        _check_positive(self, self.low)
 
     def at(self, u: float) -> float:
         return _rounded(self.low * (self.high / self.low) ** u)
@@ -102,6 +103,7 @@ class Integers(_Alone):
     high: int
 
     def __post_init__(self) -> None:
+        _check_whole(self, self.low, self.high)
         _check_bounds(self, self.low, self.high)
 
     def at(self, u: float) -> int:
@@ -123,6 +125,10 @@ class Simplex:
 
     size: int
 
+    def __post_init__(self) -> None:
+        _check_whole(self, self.size)
+        _check_positive(self, self.size)
+
     def scalars(self, path: str) -> Mapping[str, Scalar]:
         return {f"{path}[{index}]": Uniform(SMALLEST_U, 1.0) for index in range(self.size)}
 
@@ -143,6 +149,13 @@ class Phases:
     size: int
     earliest: float = 0.1
     latest: float = 0.7
+
+    def __post_init__(self) -> None:
+        _check_whole(self, self.size)
+        _check_positive(self, self.size)
+        _check_bounds(self, self.earliest, self.latest)
+        if not 0 < self.earliest < self.latest < 1:
+            raise ValueError(f"Phases break between 0 and 1, got {self.earliest} to {self.latest}")
 
     def _parts(self, path: str) -> tuple[Choice, Uniform, Simplex, Simplex]:
         ease = Choice(("constant", "step", "linear", "cosine"))
@@ -169,6 +182,11 @@ class CountPower:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        _check_bounds(self, self.low, self.high)
+        if max(abs(self.low), abs(self.high)) > MAX_EXPONENT:
+            raise ValueError(f"CountPower needs exponents from -{MAX_EXPONENT} to {MAX_EXPONENT}, got {self}")
+
     def scalars(self, path: str) -> Mapping[str, Scalar]:
         return {f"{path}.exponent": Uniform(self.low, self.high)}
 
@@ -184,6 +202,10 @@ class Distillation:
     low: float
     high: float
 
+    def __post_init__(self) -> None:
+        _check_bounds(self, self.low, self.high)
+        _check_positive(self, self.low)
+
     def scalars(self, path: str) -> Mapping[str, Scalar]:
         return {f"{path}.edge": Choice(("none", "max")), f"{path}.weight": LogUniform(self.low, self.high)}
 
@@ -194,8 +216,18 @@ class Distillation:
 
 
 def _check_bounds(domain: object, low: float, high: float) -> None:
-    if not low < high:
-        raise ValueError(f"{type(domain).__name__} needs low < high, got {low} and {high}")
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"{type(domain).__name__} needs low < high, both finite, got {low} and {high}")
+
+
+def _check_positive(domain: object, low: float) -> None:
+    if low <= 0:
+        raise ValueError(f"{type(domain).__name__} needs positive numbers, got {low}")
+
+
+def _check_whole(domain: object, *numbers: object) -> None:
+    if any(type(number) is not int for number in numbers):
+        raise ValueError(f"{type(domain).__name__} needs whole numbers, got {', '.join(map(repr, numbers))}")
 
 
 def _rounded(value: float) -> float:

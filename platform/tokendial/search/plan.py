@@ -128,6 +128,11 @@ _FIXED = {"experiment", "base", "space", "algorithm", "objectives", "seed", "all
 def refuse_changes(before: SearchPlan, after: SearchPlan) -> None:
     """Raise ConfigError where a search of this name was something else."""
     if fingerprint(before) == fingerprint(after):
+        if after.trials < before.trials:
+            raise ConfigError(
+                f"search {before.name!r} has {before.trials} trials, and --trials {after.trials} is fewer; leave it "
+                "out, give more, or use --new"
+            )
         return
     changed = [name for name in sorted(_FIXED) if getattr(before, name) != getattr(after, name)]
     details = "; ".join(f"{name}: {_shown(getattr(before, name), getattr(after, name))}" for name in changed)
@@ -154,9 +159,9 @@ def make_plan(space: Space, **fields: Any) -> SearchPlan:
     return plan.model_copy(update={"name": name})
 
 
-def check_base(config: RunConfig[Any], space: Space) -> None:
+def check_base(config: RunConfig[Any], space: Space, fixed: Sequence[str]) -> None:
     """Raise ConfigError for a space that does not fit the experiment, or a bound that trials cannot share."""
-    check_space(space, config)
+    check_space(space, config, fixed)
     if config.budget.seconds is not None:
         raise ConfigError("budget.seconds cannot bound the trials of a search; give --budget, which becomes FLOPs")
 

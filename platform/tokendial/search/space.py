@@ -33,6 +33,11 @@ from tokendial.search.domains import (
 Space = Mapping[str, Domain]
 KINDS = (Choice, CountPower, Distillation, Integers, LogUniform, Phases, Simplex, Uniform)
 COUNTS = "schedule.counts"
+# What trials are compared on, and what they take of the machine.
+SHARED = ("experiment", "workload", "workers", "budget", "evaluation", "tracking")
+
+# The first holds throughout a run, the second takes its place.
+LAWS = {"schedule.weights", "schedule.phases"}
 
 
 @dataclass(frozen=True)
@@ -43,13 +48,16 @@ class Candidate:
     overrides: tuple[str, ...]
 
 
-def default_space(base: RunConfig[Any]) -> Space:
-    """The token schedule of an experiment: counts of its grid, laws over two phases, mix, loss, distillation, rate."""
+def default_space(base: RunConfig[Any], fixed: Sequence[str] = ()) -> Space:
+    """The token schedule of an experiment: counts of its grid, laws over two phases, mix, loss, distillation, rate.
+
+    What the overrides `fixed` give a value is left out.
+    """
     own, grid = base.schedule.counts, base.evaluation.counts
     more = [tuple(sorted({*own, count})) for count in grid if count not in own]
     sets = tuple(dict.fromkeys([tuple(own), *more, tuple(grid)]))
     size = max(map(len, sets))
-    return {
+    space: dict[str, Domain] = {
         COUNTS: Choice(sets),
         "schedule.phases": Phases(size),
         "schedule.temperature": LogUniform(0.5, 2.0),
@@ -59,6 +67,9 @@ def default_space(base: RunConfig[Any]) -> Space:
         "schedule.distil": Distillation(0.1, 2.0),
         "optimizer.projector_lr_factor": LogUniform(0.3, 3.0),
     }
+    given = _keys(fixed)
+    laws = LAWS if given & LAWS else set()
+    return {path: domain for path, domain in space.items() if path not in given | laws}
 
 
 def load_space(reference: str) -> Space:
@@ -76,8 +87,17 @@ def load_space(reference: str) -> Space:
     return found
 
 
-def check_space(space: Space, base: RunConfig[Any]) -> None:
-    """Raise ConfigError for a path that the configuration has not, or a value that is no domain."""
+def check_space(space: Space, base: RunConfig[Any], fixed: Sequence[str] = ()) -> None:
+    """Raise ConfigError for a path that the configuration has not, a value that is no domain, or one without effect.
+
+    `fixed` are the overrides that all trials have.
+    """
+    given = _keys(fixed)
+    twice = given & space.keys()
+    if twice:
+        raise ConfigError(f"{min(twice)} has a value and is in the space too; leave one of them out")
+    if given | space.keys() >= LAWS and LAWS & space.keys():
+        raise ConfigError("space: schedule.weights has no effect beside schedule.phases; leave one of them out")
     known = keys(base)
     for path, domain in space.items():
         if not isinstance(path, str):
@@ -89,10 +109,14 @@ def check_space(space: Space, base: RunConfig[Any]) -> None:
         section = any(key.startswith(f"{path}.") for key in known)
         if not inside and not section:
             raise ConfigError(f"space: unknown key {path!r}; `tokendial train {base.experiment} --help` lists the keys")
-        if path.startswith(("budget.", "evaluation.", "tracking.")) or path in ("experiment", "workload"):
+        if path.partition(".")[0] in SHARED:
             raise ConfigError(f"space: {path} is the same for every trial, as trials are compared on it")
         if isinstance(domain, Choice):
             _check_options(path, domain)
+
+
+def _keys(overrides: Sequence[str]) -> set[str]:
+    return {override.partition("=")[0] for override in overrides}
 
 
 def _check_options(path: str, domain: Choice) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,14 +37,24 @@ class Told:
     state: Literal["running", "finished", "lost"]
 
 
-def grid(scalars: Mapping[str, Scalar]) -> list[dict[str, Any]]:
-    """Every combination of choices, the first path turning slowest and the seed fastest."""
+def num_combinations(scalars: Mapping[str, Scalar]) -> float:
+    """How many different candidates a space can have: infinity where a scalar is continuous."""
+    return math.prod(math.inf if (options := _options(scalar)) is None else len(options) for scalar in scalars.values())
+
+
+def grid(scalars: Mapping[str, Scalar]) -> Iterator[dict[str, Any]]:
+    """Every combination of a space that has finitely many, the first path turning slowest and the seed fastest."""
     names = sorted(scalars, key=lambda name: name == "seed")
-    for name, scalar in scalars.items():
-        if not isinstance(scalar, Choice):
-            raise ValueError(f"a grid needs lists, and {name} is a {type(scalar).__name__}")
-    options = [scalars[name].options for name in names]  # pyright: ignore[reportAttributeAccessIssue]
-    return [dict(zip(names, cell, strict=True)) for cell in itertools.product(*options)]
+    options = [_options(scalars[name]) for name in names]
+    assert None not in options, "a grid has no continuous scalar"
+    return (dict(zip(names, cell, strict=True)) for cell in itertools.product(*filter(None, options)))
+
+
+def _options(scalar: Scalar) -> Sequence[Any] | None:
+    """The values of a scalar that has finitely many."""
+    if isinstance(scalar, Choice):
+        return scalar.options
+    return range(scalar.low, scalar.high + 1) if isinstance(scalar, Integers) else None
 
 
 def random(scalars: Mapping[str, Scalar], seed: int, place: int, attempt: int = 0) -> dict[str, Any]:
