@@ -201,6 +201,7 @@ BAD: dict[str, tuple[ServeRequest, str, str]] = {
     "an image that is not shown": (replace(question(), turns=(Turn("user", ("odd",)),)), "messages", "each in order"),
     "too long an answer": (question(new_tokens=5000), "max_completion_tokens", "1 to 1024 are allowed"),
     "too long a prompt": (question("what " * 9000), "messages", "9145 tokens"),
+    "more text than a prompt could hold": (question("what " * 30_000), "messages", "150000 characters"),
     "quality out of reach": (question(min_quality=0.99), "slo.min_quality", "best is 0.950"),
     "quality above an exact count": (question(count=4, min_quality=0.9), "slo.min_quality", "0.500 of 4"),
 }

@@ -37,6 +37,8 @@ from tokendial.serve.writing import Writing
 
 T = TypeVar("T")
 _ASSUMED_NEW_TOKENS = 8  # of the whole answer that a ladder's latency is told for
+# Characters a token, four times what text has: a megabyte takes seconds to write as ids, only to be found too long.
+_LONGEST_TOKEN = 16
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,9 @@ class Engine:
                 "max_completion_tokens",
                 f"{sampling.max_new_tokens} new tokens are asked for; 1 to {settings.max_new_tokens} are allowed",
             )
+        length = sum(len(part) for turn in request.turns for part in turn.parts if isinstance(part, str))
+        if length > (most := _LONGEST_TOKEN * settings.max_prompt_tokens):
+            raise BadRequest("messages", f"the messages have {length} characters; at most {most} are allowed")
         shown = [part for turn in request.turns for part in turn.parts if isinstance(part, int)]
         if shown != list(range(len(request.images))):
             raise BadRequest("messages", f"the turns show images {shown} of {len(request.images)}, not each in order")
