@@ -85,13 +85,14 @@ def grade(
     share: tuple[int, int] = (0, 1),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Graded:
-    """Grades of every example at every count; `share` = (rank, world) takes every world-th batch."""
+    """Grades of every example at every count; `share` = (rank, world) takes the rank's run of batches."""
     import torch
 
     from tokendial.train.step import move
 
     size, (rank, world) = config.evaluation.batch_size, share
-    starts = list(range(0, len(examples), size))[rank::world]
+    starts = range(0, len(examples), size)
+    starts = starts[len(starts) * rank // world : len(starts) * (rank + 1) // world]
     found: Graded = {count: [] for count in counts}
     model.eval()
     with torch.inference_mode():
@@ -106,7 +107,7 @@ def grade(
 
 
 def gather(shares: Sequence[Graded], split: str) -> Scores:
-    """One table from every rank's grades."""
+    """One table from every rank's grades, in the order of the examples."""
     counts = sorted(shares[0])
     merged = {count: [grade for share in shares for grade in share[count]] for count in counts}
     first = merged[counts[0]]

@@ -47,7 +47,7 @@ def test_two_workers_train_to_the_end_and_leave_everything_behind(
     assert {"curve", "exposure", "examples"} <= result.figures.keys()
     scores = Scores.read(folder / "scores.json")
     assert token_curve(scores.items).points == result.curve
-    # Two ranks score every other batch; every question is there once.
+    # Each rank scores its share of the batches; every question is there once.
     assert len(scores.items.sources) == len(scores.targets) == 8 * 3
     assert len(set(scores.items.sources)) == 8
     assert_tracked(home, result.name, folder)

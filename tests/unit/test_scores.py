@@ -1,0 +1,26 @@
+"""Scoring on several workers gives what one gives, question by question in the same order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokendial.curve import paired_difference
+from tokendial.experiments import workload
+from tokendial.resolve import resolve
+from tokendial.scores import examples_of, gather, grade
+
+CPU, DTYPE = torch.device("cpu"), torch.float32
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_runs_on_any_number_of_workers_are_compared_pair_by_pair(world: int) -> None:
+    config = resolve("digits.tiny", ["evaluation.counts=[4]", "evaluation.batch_size=3"])
+    data, task = workload("digits").load(config)
+    model, examples = task.build_model(config), examples_of(data, config, "test", 20)
+    alone, *shares = (
+        grade(task, model, data, examples, config, (4,), CPU, DTYPE, share)
+        for share in ((0, 1), *((rank, world) for rank in range(world)))
+    )
+    one, several = gather([alone], "test"), gather(shares, "test")
+    assert several == one
+    assert paired_difference({0: several.items}, {0: one.items}).mean == 0
