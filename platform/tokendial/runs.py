@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tokendial.contracts import RunConfig
+from tokendial.contracts import RunConfig, home
 from tokendial.experiments import ConfigError
 from tokendial.identity import Identity, user_name
 from tokendial.results import RunResult, Status, read_result
@@ -145,17 +145,6 @@ class Run:
             stop.set()
             beat.join()
             path.unlink(missing_ok=True)
-
-
-def home() -> Path:
-    """Where runs live: `TOKENDIAL_HOME`, or `runs` under the working folder.
-
-    A job's working folder is Ray's copy, which goes with the job; there it is `runs` in the user's own folder.
-    """
-    place = os.environ.get("TOKENDIAL_HOME")
-    if place is None and "runtime_resources" in Path.cwd().parts:
-        return Path.home() / "runs"
-    return Path(place or "runs").resolve()
 
 
 def run_name(config: RunConfig[Any], user: str | None = None) -> str:

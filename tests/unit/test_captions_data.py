@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tokendial import runs
 from tokendial_workloads.captions.concepts import SPLITS, concept, group, split_of
 from tokendial_workloads.captions.config import CaptionsData
 from tokendial_workloads.captions.data import Captions, Pictures
 from tokendial_workloads.captions.experiments import openmoji, tiny
-from tokendial_workloads.captions.source import caption_splits, names
+from tokendial_workloads.captions.source import cache_folder, caption_splits, names
 from tokendial_workloads.captions.task import token_f1
 from tokendial_workloads.captions.tokenizer import captions_tokenizer, train_tokenizer, training_names
 from tokendial_workloads.captions.vocabulary import SPECIALS, VOCABULARY
@@ -27,6 +28,16 @@ def test_the_embedded_set_has_thousands_of_named_pictures() -> None:
     assert sum(sizes.values()) == len(names()) == 3953
     assert sizes["train"] > 2500
     assert min(sizes.values()) > 256
+
+
+def test_what_is_rendered_is_kept_beside_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_folder() == runs.home() / "cache"
+    # Ray's copy of the working folder goes with the job.
+    copy = tmp_path / "runtime_resources" / "copy"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    monkeypatch.delenv("TOKENDIAL_HOME")
+    assert cache_folder() == runs.home() / "cache" == Path.home() / "runs" / "cache"
 
 
 def test_no_concept_is_in_two_splits() -> None:

