@@ -81,3 +81,28 @@ def test_what_another_replica_said_counts_for_a_moment_only(monkeypatch: pytest.
 def test_a_refusal_for_a_requests_own_reasons_is_never_for_all() -> None:
     late = Refusal("busy", "no time to answer within the target", retry_after_s=1.0, replica="a")
     assert refusals(1, late) == [False]
+
+
+def test_many_who_ask_for_the_load_at_once_ask_the_replicas_once() -> None:
+    asked: list[str] = []
+
+    class Loads:
+        def broadcast(self, method: str) -> "Loads":
+            asked.append(method)
+            return self
+
+        async def results_async(self, **_: Any) -> list[Any]:
+            await asyncio.sleep(0.05)
+            return [{"queued": 1}, ConnectionError()]
+
+    async def use() -> None:
+        backend = ReplicaBackend(Exposition(), 1)
+        backend._handle = Loads()  # type: ignore[assignment]
+        impatient = asyncio.ensure_future(backend.load())
+        await asyncio.sleep(0.01)
+        impatient.cancel()
+        found = await asyncio.gather(*(backend.load() for _ in range(20)))
+        assert found == [{"0": {"queued": 1}}] * 20
+
+    asyncio.run(use())
+    assert asked == ["load"]

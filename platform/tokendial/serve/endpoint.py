@@ -52,6 +52,7 @@ class ReplicaBackend:
         self._handle: DeploymentHandle[Any] | None = None
         self._served: Served | None = None
         self._load: tuple[float, Mapping[str, Mapping[str, Any]]] = (0.0, {})
+        self._asking: asyncio.Task[None] | None = None
         self._examples: Sequence[Mapping[str, str]] = ()
 
     async def follow(self, application: str, examples: Sequence[Mapping[str, str]]) -> None:
@@ -106,16 +107,22 @@ class ReplicaBackend:
 
     async def load(self) -> Mapping[str, Mapping[str, Any]]:
         if time.monotonic() - self._load[0] > LOAD_KEPT_S:
-            found = self._engine().broadcast("load")
-            try:
-                loads = await found.results_async(timeout_s=LOAD_TIMEOUT_S, return_exceptions=True)
-                whole = [load for load in loads if isinstance(load, dict)]
-                self._load = time.monotonic(), {str(number): load for number, load in enumerate(whole)}
-            except TimeoutError:
-                # One of many may hang; what was heard last holds for a while.
-                if time.monotonic() - self._load[0] > LOAD_FORGOTTEN_S:
-                    self._load = self._load[0], {}
+            # Anybody may ask, as often as he likes: the replicas are asked once for all.
+            if self._asking is None or self._asking.done():
+                self._asking = asyncio.create_task(self._ask_load())
+            await asyncio.shield(self._asking)
         return self._load[1]
+
+    async def _ask_load(self) -> None:
+        found = self._engine().broadcast("load")
+        try:
+            loads = await found.results_async(timeout_s=LOAD_TIMEOUT_S, return_exceptions=True)
+            whole = [load for load in loads if isinstance(load, dict)]
+            self._load = time.monotonic(), {str(number): load for number, load in enumerate(whole)}
+        except TimeoutError:
+            # One of many may hang; what was heard last holds for a while.
+            if time.monotonic() - self._load[0] > LOAD_FORGOTTEN_S:
+                self._load = self._load[0], {}
 
     def examples(self) -> Sequence[Mapping[str, str]]:
         return self._examples
