@@ -1,11 +1,17 @@
 """Keys: shown once, stored as a digest, followed by a running endpoint, and a rate that holds."""
 
 import os
+import sqlite3
 import stat
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from endpoint_lab import ScriptedBackend, chat, post, running
 from tokendial.experiments import ConfigError
+from tokendial.serve import ingress
+from tokendial.serve.ingress import Options, create_app
 from tokendial.serve.keys import Key, KeyStore, Usage, digest
 from tokendial.serve.rate import Bucket, take
 
@@ -112,3 +118,25 @@ def test_a_bucket_below_one_a_second_still_lets_one_through() -> None:
     bucket, wait_s = take(bucket, 0.1, 0.0)
     assert wait_s == pytest.approx(10)
     assert take(bucket, 0.1, 10.1)[1] == 0
+
+
+def test_usage_that_could_not_be_written_down_is_written_later(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingress, "USAGE_PERIOD_S", 0.05)
+    store = KeyStore(file)
+    secret = store.add(Key("alice"))
+    written, failures = store.record, [sqlite3.OperationalError("database is locked"), OSError("no space left")]
+
+    def record(used: Mapping[str, Usage]) -> None:
+        if failures:
+            raise failures.pop()
+        written(used)
+
+    monkeypatch.setattr(store, "record", record)
+    with running(create_app(ScriptedBackend(), Options(), store)) as url:
+        for asked in (1, 2):
+            assert post(url, chat(text="a b"), authorization=f"Bearer {secret}")[0] == 200
+            deadline = time.monotonic() + 10
+            while failures or store.list()[0][1].requests < asked:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+    assert store.list()[0][1] == Usage(2, 0, 0, 4)

@@ -4,7 +4,9 @@ The same application runs in Ray Serve's ingress, under plain uvicorn, and in te
 """
 
 import asyncio
+import logging
 import math
+import sqlite3
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -31,6 +33,7 @@ from tokendial.serve.request import BadRequest, Busy, Done, ServeRequest
 from tokendial.serve.schema import ChatRequest, images, parse, problem
 from tokendial.serve.streams import CLIENT_LEFT, EventStream, Left, unless_left
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 PAGE = Path(__file__).parent / "page" / "index.html"
 # Bodies and images above this are read off the event loop, which they would stop for tens of milliseconds.
@@ -190,7 +193,8 @@ class Endpoint:
         task = asyncio.create_task(self._record_usage())
         yield
         task.cancel()
-        self._write_usage()
+        if self._keys is not None and self._used:
+            self._keys.record(self._used)
 
     async def _understood(
         self, asked: ChatRequest, suffix: int | None, served: Served, key: Key | None
@@ -232,8 +236,7 @@ class Endpoint:
         done = answer.done
         self._series.answered(served.name, owner, done, time.perf_counter() - began_s)
         if owner:
-            used = Usage(1, len(done.visual_tokens), sum(done.visual_tokens), done.completion_tokens)
-            self._used[owner] = self._used.get(owner, Usage()) + used
+            self._use(owner, Usage(1, len(done.visual_tokens), sum(done.visual_tokens), done.completion_tokens))
         if self._trace is not None:
             self._trace(made, answer, served, owner)
 
@@ -241,16 +244,21 @@ class Endpoint:
         self._series.status(served.name, owner, code)
         return code
 
-    async def _record_usage(self) -> None:
-        while True:
-            await asyncio.sleep(USAGE_PERIOD_S)
-            if self._used:
-                await asyncio.to_thread(self._write_usage)
+    def _use(self, owner: str, used: Usage) -> None:
+        self._used[owner] = self._used.get(owner, Usage()) + used
 
-    def _write_usage(self) -> None:
-        used, self._used = self._used, {}
-        if self._keys is not None and used:
-            self._keys.record(used)
+    async def _record_usage(self) -> None:
+        while self._keys is not None:
+            await asyncio.sleep(USAGE_PERIOD_S)
+            used, self._used = self._used, {}
+            try:
+                if used:
+                    await asyncio.to_thread(self._keys.record, used)
+            # A file that is locked or a disk that is full now need not be so in a second.
+            except (sqlite3.Error, OSError):
+                log.exception("the keys' usage could not be written down; it will be tried again")
+                for owner, more in used.items():
+                    self._use(owner, more)
 
 
 async def _read(size: int, function: Callable[..., T], *arguments: Any) -> T:
