@@ -12,7 +12,10 @@ from tokendial.identity import Identity
 from tokendial.resolve import from_document
 from tokendial.search.desk import Desk, TrialOrder
 from tokendial.search.drive import plan_search
+from tokendial.search.found import read_plan
 from tokendial.search.trial import Watch, allowance_spent, pruned, run_trial
+from tokendial.search.trials import Outcome
+from tokendial.search.tuning import Suggestions
 
 SECONDS = {"train/step_seconds": 0.5}
 CURVE = {f"validation/quality/k{count}": 0.25 for count in (1, 4, 9, 16, 36, 64, 144)}
@@ -23,6 +26,7 @@ def order(home: Path, tmp_path: Path) -> TrialOrder:
     """A trial without a tower whose run was begun under another seed, so that it cannot go on."""
     del home
     plan = plan_search("digits.tiny", ("schedule=tokenflex",), algorithm="random", budget="2e9", per_trial=True)
+    (tmp_path / "plan.json").write_text(plan.model_dump_json())
     found = Desk(plan, tmp_path).ask()
     assert found is not None
     runs.create(found.run, from_document({**found.config, "seed": 5}), Identity(user="ada"))
@@ -49,6 +53,20 @@ def test_a_failed_trial_has_spent_what_its_run_journalled(order: TrialOrder) -> 
 def test_a_trial_that_failed_before_its_first_step_has_spent_nothing(order: TrialOrder) -> None:
     outcome = run_trial(order, Watch())
     assert (outcome.status, outcome.steps, outcome.flops, outcome.trained_seconds) == ("FAILED", 0, 0.0, 0.0)
+
+
+def test_a_trial_whose_process_died_has_spent_what_its_run_journalled(order: TrialOrder, tmp_path: Path) -> None:
+    desk = Desk(read_plan(tmp_path), tmp_path)
+    told: list[tuple[int, Outcome]] = []
+    suggestions = Suggestions(desk, None, lambda number, place: None, lambda *ended: told.append(ended))
+    suggestions.suggest("a")
+    journal(order, {1: SECONDS, 2: SECONDS})
+    suggestions.on_trial_complete("a", error=True)
+    ((number, outcome),) = told
+    assert desk.book.trials[number].outcome == outcome
+    assert (outcome.status, outcome.cause) == ("FAILED", "the process of the trial died")
+    assert (outcome.steps, outcome.trained_seconds, outcome.seed) == (2, 1.0, 0)
+    assert outcome.flops == allowance_spent(from_document(order.config))[2] > 0
 
 
 def test_a_pruned_trial_has_spent_the_steps_after_its_last_curve_too(order: TrialOrder) -> None:

@@ -68,11 +68,11 @@ def run_trial(order: TrialOrder, watch: Watch) -> Outcome:
         return _finished(order, result, time.monotonic() - began)
     except Terminated:
         if watch.hung:
-            return _failed(order, f"no progress for {order.limit_s:g} s", began)
+            return failed(order, f"no progress for {order.limit_s:g} s", began)
         raise
     # A trial may fail in any way that its candidate makes it fail; the search records the cause and goes on.
     except Exception as error:
-        return _failed(order, f"{type(error).__name__}: {error}"[:1000], began)
+        return failed(order, f"{type(error).__name__}: {error}"[:1000], began)
 
 
 def last_curve(order: TrialOrder) -> tuple[int, dict[int, float]] | None:
@@ -174,7 +174,8 @@ def _finished(order: TrialOrder, result: RunResult, seconds: float) -> Outcome:
     )
 
 
-def _failed(order: TrialOrder, cause: str, began: float) -> Outcome:
+def failed(order: TrialOrder, cause: str, began: float) -> Outcome:
+    """The outcome of a trial that failed: what its run had trained by then."""
     folder = runs.home() / order.run
     return Outcome(
         status="FAILED",

@@ -28,7 +28,7 @@ from tokendial.failures import Terminated, WorkFailed
 from tokendial.resolve import from_document
 from tokendial.search.desk import Desk, TrialOrder
 from tokendial.search.objective import value
-from tokendial.search.trial import POLL_S, Watch, allowance_spent, last_curve, pruned, run_trial
+from tokendial.search.trial import POLL_S, Watch, allowance_spent, failed, last_curve, pruned, run_trial
 from tokendial.search.trials import Outcome, Session
 
 SLIVER = {"node:__internal_head__": 0.001}
@@ -50,13 +50,13 @@ class Stops:
         return "search" if "all" in self._numbers else "pruned" if number in self._numbers else None
 
 
-class _Suggestions(Searcher):
+class Suggestions(Searcher):
     """Tune's view of the desk: trials are asked for, judged and entered there. Judgements go out through `Stops`."""
 
     def __init__(self, desk: Desk, stops: Any, progress: Progress, told: Callable[[int, Outcome], None]) -> None:
         super().__init__()
         self._desk, self._stops, self._progress, self._on_told = desk, stops, progress, told
-        self._numbers: dict[str, int] = {}
+        self._orders: dict[str, tuple[TrialOrder, float]] = {}
         self.refusal: ConfigError | None = None
 
     def suggest(self, trial_id: str) -> Any:
@@ -66,18 +66,18 @@ class _Suggestions(Searcher):
             self.refusal, order = error, None
         if order is None:
             return Searcher.FINISHED
-        self._numbers[trial_id] = order.number
+        self._orders[trial_id] = order, time.monotonic()
         # As text, because Tune takes nested mappings apart.
         return {"order": json.dumps(asdict(order))}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        number = self._numbers[trial_id]
+        number = self._orders[trial_id][0].number
         if "share" in result and not self._desk.judge(number, result["share"], result["score"]):
             self._stops.add.remote(number)
         self._progress(number, json.loads(result.get("place", "{}")))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        number = self._numbers[trial_id]
+        order, began = self._orders[trial_id]
         document = (result or {}).get("outcome")
         if document is not None:
             fields = json.loads(document)
@@ -85,9 +85,9 @@ class _Suggestions(Searcher):
         elif self._desk.closed:
             return
         else:
-            outcome = Outcome("FAILED", cause="the process of the trial died")
-        self._desk.tell(number, outcome)
-        self._on_told(number, outcome)
+            outcome = failed(order, "the process of the trial died", began)
+        self._desk.tell(order.number, outcome)
+        self._on_told(order.number, outcome)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its searcher to disk; there is nothing in it that the ledger does not have."""
@@ -112,7 +112,7 @@ def run(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     stops = Stops.remote()
-    suggestions = _Suggestions(desk, stops, progress, told)
+    suggestions = Suggestions(desk, stops, progress, told)
     payload = {"stops": stops, "home": str(runs.home()), "cwd": os.getcwd(), "path": sys.path}
     tuner = Tuner(
         ray.tune.with_resources(
