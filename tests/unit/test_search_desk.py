@@ -145,6 +145,17 @@ def test_trials_that_would_warm_the_same_tower_share_it(tmp_path: Path) -> None:
     assert towers[0] == towers[2] != towers[1] == towers[3]
 
 
+def test_trials_are_grouped_by_all_but_their_seed(tmp_path: Path) -> None:
+    """Also by what may change while a run goes on, and so is no part of its name."""
+    lists = ("zero.stage=0,1", "schedule=tokenflex,m3", "seed=0,1")
+    desk, groups = Desk(plan_search("digits.tiny", lists, budget="2e9", per_trial=True), tmp_path), []
+    while (order := desk.ask()) is not None:
+        groups.append(order.group)
+    assert groups[::2] == groups[1::2]
+    assert len(set(groups)) == 4
+    assert groups[0] == "zero.stage=0 schedule=tokenflex"
+
+
 def test_a_judgement_stands_and_rungs_are_compute(tmp_path: Path) -> None:
     made = plan("asha")
     desk = Desk(made, tmp_path)

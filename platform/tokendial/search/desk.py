@@ -14,13 +14,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tokendial import runs
 from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
 from tokendial.resolve import resolve
 from tokendial.search import halving, suggest
 from tokendial.search.plan import SearchPlan, answer_costs, tower_of, trial_config
-from tokendial.search.space import Candidate, candidate, scalars
+from tokendial.search.space import Candidate, candidate, label, scalars
 from tokendial.search.suggest import Told
 from tokendial.search.trials import Book, Outcome, Rung, Trial
 from tokendial.search.warm import tower_name
@@ -141,18 +140,11 @@ class Desk:
             tower_config=None if tower is None else tower.model_dump(mode="json"),
             objectives=self.plan.objectives,
             costs=answer_costs(config),
-            group=group_of(config),
+            group=label(trial.candidate.overrides),
             rungs=self.plan.rungs,
             limit_s=self.plan.limit_s,
             search=self.plan.name,
         )
-
-
-def group_of(config: RunConfig[Any]) -> str:
-    """Equal where only seeds differ; the horizon follows from the draws of a seed, so it is left out."""
-    budget = config.budget.model_copy(update={"horizon": None})
-    evaluation = config.evaluation.model_copy(update={"every": 0})
-    return runs.config_hash(config.model_copy(update={"budget": budget, "evaluation": evaluation}), without="seed")
 
 
 def check_candidates(plan: SearchPlan) -> None:

@@ -16,6 +16,7 @@ from tokendial.experiments import ConfigError
 from tokendial.scores import Scores
 from tokendial.search.objective import MINIMISED, envelope, hypervolume, pareto, worst_regret
 from tokendial.search.plan import SearchPlan, answer_costs
+from tokendial.search.space import label
 from tokendial.search.trials import Book, Outcome, Trial
 
 M = TypeVar("M", bound=BaseModel)
@@ -201,11 +202,6 @@ def _best(plan: SearchPlan, groups: Sequence[Group], finished: Sequence[Trial]) 
         return None
     values = {trial.number: _outcome(trial).values[plan.objectives[0]] for trial in finished}
     return max(groups[0].trials, key=lambda number: values[number])
-
-
-def label(overrides: Sequence[str]) -> str:
-    """Overrides without the seed, as a row's name."""
-    return " ".join(line for line in overrides if not line.startswith("seed=")) or "the experiment itself"
 
 
 def _seed(trial: Trial) -> int:

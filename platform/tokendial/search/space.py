@@ -144,6 +144,11 @@ def candidate(space: Space, chosen: Mapping[str, Any], base: RunConfig[Any]) -> 
     return Candidate(dict(chosen), tuple(f"{path}={_text(value)}" for path, value in values.items()))
 
 
+def label(overrides: Sequence[str]) -> str:
+    """Overrides without the seed: what trials that differ only in their seed have in common."""
+    return " ".join(line for line in overrides if not line.startswith("seed=")) or "the experiment itself"
+
+
 def describe(space: Space) -> dict[str, Any]:
     """The space as JSON: what a search is recorded with, and a changed one is refused by."""
     lines = {path: {"kind": type(domain).__name__, **asdict(domain)} for path, domain in space.items()}  # type: ignore[call-overload]
