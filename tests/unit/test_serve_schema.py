@@ -85,6 +85,7 @@ def test_a_count_out_of_range_or_of_another_type_is_refused(value: Any) -> None:
         (chat(stream=1), "stream"),
         (chat(seed=2**70), "seed"),
         (chat(n=2), "n"),
+        (chat(n=True), "n"),
         (b"", "body"),
         (b"[]", "body"),
         (b"\xff", "body"),

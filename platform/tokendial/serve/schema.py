@@ -106,7 +106,7 @@ class ChatRequest(Part):
         | None
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
 
 
 class ErrorBody(BaseModel):
