@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -74,6 +76,20 @@ def test_status_asks_for_the_end_of_a_log_and_of_jobs_at_work_only(board: Dashbo
     assert rows["b"].status == "RUNNING"
     assert api.status("c", board.url)[0].step == 5
     assert not [request for request in board.asked if request.endswith("/logs")]
+
+
+def test_a_watched_status_asks_again_until_it_is_interrupted(board: Dashboard) -> None:
+    words = [sys.executable, "-m", "tokendial", "status", "--watch", "--on", board.url]
+    watch = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while board.asked.count("GET /api/jobs/") < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    watch.send_signal(signal.SIGINT)
+    out, err = watch.communicate(timeout=30)
+    assert watch.returncode == 130, err
+    assert b"3000/5000" in out
+    assert b"Traceback" not in err
+    assert {request for request in board.asked if "logs" in request} == {"GET /api/v0/logs/file"}
 
 
 def test_a_search_that_was_sent_shows_its_trials(board: Dashboard) -> None:
