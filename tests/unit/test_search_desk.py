@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from tokendial.experiments import ConfigError
+from tokendial.failures import WorkFailed
 from tokendial.search.desk import Desk, TrialOrder, check_candidates
-from tokendial.search.drive import plan_search
+from tokendial.search.drive import plan_search, search
 from tokendial.search.found import SearchResult, read_plan, summarise
 from tokendial.search.plan import SearchPlan, fingerprint, refuse_changes
 from tokendial.search.trials import Book, Outcome, Session
@@ -217,6 +218,18 @@ def test_a_small_space_is_searched_to_its_last_candidate(tmp_path: Path) -> None
     impossible = ("schedule=tokenflex", "schedule.counts=[4,16],[4,144],[4,500]")
     with pytest.raises(ConfigError, match=r"--trials 3 is more than the 2 candidates that can be a run; "):
         plan_search("digits.tiny", impossible, algorithm="random", budget="2e9", per_trial=True)
+
+
+def test_a_search_without_a_finished_trial_fails_each_time_it_is_asked_for(home: Path) -> None:
+    made = plan("random", trials=2, name="it")
+    folder = home / "it"
+    folder.mkdir(parents=True)
+    desk = Desk(made, folder)
+    while (order := desk.ask()) is not None:
+        desk.tell(order.number, Outcome("FAILED", cause="on fire"))
+    (folder / "result.json").write_text(summarise(made, desk.book, {1: 1.0}).model_dump_json())
+    with pytest.raises(WorkFailed, match="all 2 trials failed; first: on fire"):
+        search(made)
 
 
 def test_plans_are_read_back_and_wall_time_needs_room_to_start(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokendial import environment, identity, runs
 from tokendial.contracts import RunConfig
@@ -18,7 +18,11 @@ from tokendial.search.found import SearchResult, base_costs, find_search, read_p
 from tokendial.search.plan import SearchPlan, check_base, check_request, make_plan, refuse_changes
 from tokendial.search.space import Space, default_space, lists, load_space, scalars
 from tokendial.search.state import State
+from tokendial.tracking import resolve_uri, unsettled
 from tokendial.train.driver import sigterm_raises
+
+if TYPE_CHECKING:
+    from tokendial.tracking.searches import SearchRecord
 
 Progress = Callable[[Mapping[str, Any]], None]
 DEFAULT_TRIALS = 16
@@ -127,20 +131,32 @@ def search(plan: SearchPlan, progress: Progress = lambda latest: None) -> Search
     with runs.Run(folder).lease(), sigterm_raises():
         runs.write_atomically(folder / "plan.json", plan.model_dump_json(indent=2))
         desk = Desk(plan, folder)
-        if desk.finished and (folder / "result.json").exists():
-            return SearchResult.read(folder)
-        return _worked(plan, desk, folder, progress)
+        if not desk.finished or not (folder / "result.json").exists():
+            return _worked(plan, desk, folder, progress)
+        if unsettled(folder / "tracking"):
+            _record(plan, desk, folder).settle()
+        return _with_best(SearchResult.read(folder))
+
+
+def _record(plan: SearchPlan, desk: Desk, folder: Path) -> SearchRecord:
+    from tokendial.tracking.searches import SearchRecord
+
+    environment.apply()
+    return SearchRecord(resolve_uri(desk.base.tracking.uri, runs.home()), folder, plan)
+
+
+def _with_best(result: SearchResult) -> SearchResult:
+    """The result, unless no trial of it finished; raises WorkFailed then."""
+    if result.best is None:
+        raise WorkFailed(f"all {len(result.trials)} trials failed; first: {result.trials[0].outcome.cause}")
+    return result
 
 
 def _worked(plan: SearchPlan, desk: Desk, folder: Path, progress: Progress) -> SearchResult:
-    from tokendial.tracking import resolve_uri
-    from tokendial.tracking.searches import SearchRecord
     from tokendial.train import ray_trainer
 
-    environment.apply()
     progress({"stage": "preparing"})
-    uri = resolve_uri(desk.base.tracking.uri, runs.home())
-    record = SearchRecord(uri, folder, plan)
+    record = _record(plan, desk, folder)
     status, failure = "FAILED", "it ended without a result"
     State(status="RUNNING").write(folder)
     try:
@@ -153,10 +169,8 @@ def _worked(plan: SearchPlan, desk: Desk, folder: Path, progress: Progress) -> S
 
             tuning.run(desk, folder, slots, _Board(plan, desk, progress).show, record.told)
         progress({"stage": "report"})
-        result = _reported(summarise(plan, desk.book, base_costs(plan)), plan, folder)
+        result = _with_best(_reported(summarise(plan, desk.book, base_costs(plan)), plan, folder))
         status, failure = "FINISHED", None
-        if result.best is None:
-            raise WorkFailed(f"all {len(result.trials)} trials failed; first: {result.trials[0].outcome.cause}")
     except (KeyboardInterrupt, Terminated):
         status, failure = "KILLED", "it was stopped; the same command continues it"
         raise

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
@@ -22,7 +23,7 @@ _STATUS = {"FINISHED": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED"}
 
 
 class SearchRecord:
-    """The parent run of a search. A server that is away costs a warning; what it missed is told at the next `close`."""
+    """The parent run of a search. A server that is away costs a warning; what it missed `settle` tells it."""
 
     def __init__(self, uri: str, folder: Path, plan: SearchPlan) -> None:
         self._uri, self._folder, self._plan = uri, folder, plan
@@ -30,13 +31,13 @@ class SearchRecord:
 
     def open(self) -> None:
         """Open the parent run, the same one when the search is continued."""
-        plan, folder = self._plan, self._folder / FOLDER
+        plan, folder, public = self._plan, self._folder / FOLDER, _public(self._plan)
         folder.mkdir(exist_ok=True)
         document = {
             "key": read_document(folder / "opening.json").get("key") or uuid.uuid4().hex,
             "name": plan.name,
             "experiment": plan.base["tracking"]["experiment"] or plan.experiment,
-            "params": flatten(plan.model_dump(mode="json", include=_PARAMS)),
+            "params": flatten({name: value for name, value in public.items() if name in _PARAMS}),
             "tags": {
                 "mlflow.user": plan.user,
                 "mlflow.source.git.commit": plan.commit,
@@ -46,10 +47,11 @@ class SearchRecord:
                 "search.flops_per_trial": f"{plan.flops:.6g}",
             },
             "datasets": [],
-            "config": plan.model_dump(mode="json"),
+            "config": public,
             "diff": "",
         }
         write_atomically(folder / "opening.json", json.dumps(document))
+        (folder / "finish.json").unlink(missing_ok=True)
         self._reach(self._open)
 
     def told(self, number: int, outcome: Outcome) -> None:
@@ -58,7 +60,14 @@ class SearchRecord:
 
     def close(self, status: str, failure: str | None) -> None:
         """Link every trial, log figures and result, and give the parent its terminal status."""
-        self._reach(lambda client: self._close(client, status, failure))
+        document = {"status": status, "failure": failure}
+        write_atomically(self._folder / FOLDER / "finish.json", json.dumps(document))
+        self.settle()
+
+    def settle(self) -> None:
+        """Tell the server how the search ended, where it was not told."""
+        document = read_document(self._folder / FOLDER / "finish.json")
+        self._reach(lambda client: self._close(client, document["status"], document["failure"]))
 
     def _open(self, client: MlflowClient) -> None:
         self._run_id = ensure_open(client, self._uri, self._folder / FOLDER)
@@ -75,7 +84,8 @@ class SearchRecord:
         client.log_batch(self._run_id, metrics=rows)
 
     def _link(self, client: MlflowClient, number: int, outcome: Outcome) -> None:
-        if outcome.run_id is None:
+        run_id = outcome.run_id or self._found_later(number)
+        if run_id is None:
             return
         tags = {
             "mlflow.parentRunId": str(self._run_id),
@@ -84,9 +94,14 @@ class SearchRecord:
             "search.status": outcome.status,
             **({"search.cause": outcome.cause} if outcome.cause else {}),
         }
-        client.log_batch(outcome.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        if client.get_run(outcome.run_id).info.status == "RUNNING":
-            client.set_terminated(outcome.run_id, _STATUS[outcome.status])
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if client.get_run(run_id).info.status == "RUNNING":
+            client.set_terminated(run_id, _STATUS[outcome.status])
+
+    def _found_later(self, number: int) -> str | None:
+        """The run of a trial whose server was away when it began, once the trial's own records have reached it."""
+        run = Book(self._folder / "trials.jsonl").trials[number].run
+        return read_document(self._folder.parent / run / FOLDER / "link.json").get("run_id")
 
     def _close(self, client: MlflowClient, status: str, failure: str | None) -> None:
         self._run_id = ensure_open(client, self._uri, self._folder / FOLDER)
@@ -102,6 +117,7 @@ class SearchRecord:
         if failure:
             client.set_tag(self._run_id, "error", failure[:1000])
         client.set_terminated(self._run_id, status)
+        (self._folder / FOLDER / "finish.json").unlink()
 
     def _reach(self, act: Callable[[MlflowClient], None]) -> None:
         try:
@@ -114,6 +130,18 @@ class SearchRecord:
 
 
 _PARAMS = {"experiment", "overrides", "space", "algorithm", "objectives", "seed", "allowance", "shares_tower"}
+
+
+def _public(plan: SearchPlan) -> dict[str, Any]:
+    """The plan with the tracking address free of secrets."""
+    document = plan.model_dump(mode="json")
+    address = "tracking.uri="
+    document["overrides"] = [
+        address + redact(line.removeprefix(address)) if line.startswith(address) else line for line in plan.overrides
+    ]
+    if uri := plan.base["tracking"]["uri"]:
+        document["base"]["tracking"]["uri"] = redact(uri)
+    return document
 
 
 def _ended(folder: Path) -> list[Trial]:

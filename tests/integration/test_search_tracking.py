@@ -1,0 +1,61 @@
+"""A search at a server that is away while it is worked on: what it missed, it is told later."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from tokendial import runs
+from tokendial.identity import Identity
+from tokendial.resolve import from_document
+from tokendial.search.desk import Desk
+from tokendial.search.drive import plan_search
+from tokendial.search.trials import Outcome
+from tokendial.tracking import unsettled
+from tokendial.tracking.opening import open_run
+from tokendial.tracking.searches import SearchRecord
+from tracking_samples import free_port, fresh_store
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+
+def runs_by_name(uri: str) -> Mapping[str | None, Run]:
+    client = MlflowClient(uri)
+    found = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    return {run.info.run_name: run for run in found}
+
+
+def test_what_a_server_missed_of_a_search_it_is_told_later(home: Path, tmp_path: Path) -> None:
+    plan = plan_search("digits.tiny", ("seed=0,1",), budget="2e9", per_trial=True, name="it")
+    folder = home / "it"
+    folder.mkdir(parents=True)
+    desk = Desk(plan, folder)
+    record = SearchRecord(f"http://127.0.0.1:{free_port()}", folder, plan)
+    record.open()
+    order = desk.ask()
+    assert order is not None
+    desk.tell(order.number, Outcome("FAILED", cause="on fire"))
+    record.told(order.number, Outcome("FAILED", cause="on fire"))
+    record.close("FAILED", "on fire")
+    assert unsettled(folder / "tracking")
+
+    uri = fresh_store(tmp_path / "store")
+    config = from_document(order.config)
+    open_run(config, Identity(user="ada"), uri, runs.create(order.run, config, Identity(user="ada")).folder)
+    SearchRecord(uri, folder, plan).settle()
+    assert not unsettled(folder / "tracking")
+    found = runs_by_name(uri)
+    parent, child = found["it"], found["it.000"]
+    assert (parent.info.status, parent.data.tags["error"]) == ("FAILED", "on fire")
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (child.info.status, child.data.tags["search.cause"]) == ("FAILED", "on fire")
+
+
+def test_no_secret_of_an_address_is_recorded(home: Path) -> None:
+    uri = fresh_store(home)
+    secret = f"tracking.uri={uri}?password=hunter2"
+    plan = plan_search("digits.tiny", ("seed=0,1", secret), budget="2e9", per_trial=True, name="it")
+    (home / "it").mkdir()
+    SearchRecord(uri, home / "it", plan).open()
+    assert "hunter2" not in (home / "it" / "tracking" / "opening.json").read_text()
