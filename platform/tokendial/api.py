@@ -88,11 +88,11 @@ def promote(
     return promoting.promote(reference, trial, model, force, dry_run, progress)
 
 
-def rollback(model: str) -> tuple[int, int]:
-    """Move a model's champion back to the version before; returns (from, to)."""
+def rollback(model: str, tracking_uri: str | None = None) -> tuple[int, int]:
+    """Move a model's champion back to the version before, in the registry of `tracking_uri`; returns (from, to)."""
     from tokendial import promote as promoting
 
-    return promoting.rollback(model)
+    return promoting.rollback(model, tracking_uri)
 
 
 def evaluate(

@@ -30,6 +30,8 @@ from tokendial.tracking.uri import resolve_uri
 Progress = Callable[[Mapping[str, Any]], None]
 # Scores of another processor or batch may differ in the last bits, and so a few of many answers.
 TOLERANCE = 0.01
+# A version's curve is kept in six digits.
+ROUNDING = 1e-6
 WARM_UP, REPEATS = 3, 15
 
 
@@ -54,7 +56,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Promotion:
-    """What a promotion did, or with `dry_run` would do. `version` is None where nothing was registered."""
+    """What a promotion did, or with `dry_run` would do. `version` is None where nothing was registered.
+
+    `before` is the version that was the champion; the model `is_champion` already where nothing was to be moved.
+    """
 
     model: str
     run: str
@@ -67,6 +72,7 @@ class Promotion:
     latency: Latency
     version: int | None
     before: int | None
+    is_champion: bool
 
 
 def promote(
@@ -82,31 +88,34 @@ def promote(
     Raises ConfigError where it cannot be promoted or is worse than the champion, WorkFailed where its validation does
     not come out as recorded.
     """
+    from tokendial.tracking import registry
+
     run, search = _chosen(reference, trial)
     config = from_document(run.config_document())
     recorded = run.read_result()
     check_digests(run.model)
     uri = _uri(run, config)
-    name = model or config.tracking.registered_model or config.workload
+    name = registry.checked_name(model or config.tracking.registered_model or config.workload)
+    # Asked before anything is scored: a registry that is away or a name that it would not take shows here.
+    champion, known = standing(uri, name), _registered_before(uri, name, run)
+    is_champion = champion is not None and champion.version == known
     progress({"stage": "checking its validation"})
     _check_record(run, recorded, progress)
     test = test_result(run, config, recorded, progress)
     assert test.autc is not None, "a test result has a curve"
-    champion = standing(uri, name)
     digest = _data_digest(run)
-    better = _is_better(uri, name, test, digest, champion, force or dry_run)
+    better = is_champion or _is_better(uri, name, test, digest, champion, force or dry_run)
     progress({"stage": "measuring latency"})
     measured = latency(run.model, config, sorted(test.curve))
-    version, before = None, champion.version if champion else None
-    if not dry_run:
+    version, before = known if is_champion else None, champion.version if champion and not is_champion else None
+    if not dry_run and not is_champion:
         progress({"stage": "registering"})
-        version = _registered_before(uri, name, run)
-        if version is None:
-            version = _register(uri, name, _sealed(run, test, measured, digest), run, test, search, digest)
-        _make_champion(uri, name, version, champion, test, better)
+        version = known or _register(uri, name, _sealed(run, test, measured, digest), run, test, search, digest)
+        reason = f"promoted {test.name}: AUTC {test.autc:.4f} on test" + ("" if better else ", forced")
+        registry.move_alias(uri, name, version, identity.user_name(), reason)
     return Promotion(
         model=name, run=run.name, search=search, metric=test.metric, curve=test.curve, autc=test.autc,
-        champion=champion, better=better, latency=measured, version=version, before=before,
+        champion=champion, better=better, latency=measured, version=version, before=before, is_champion=is_champion,
     )  # fmt: skip
 
 
@@ -127,7 +136,7 @@ def test_result(run: Run, config: RunConfig[Any], recorded: RunResult, progress:
     if kept.exists():
         return read_result(kept)
     progress({"stage": "scoring test"})
-    found = evaluate(run.name, config.evaluation.counts, "test", None, progress)
+    found = evaluate(str(run.folder), config.evaluation.counts, "test", None, progress)
     write_result(kept, found)
     return found
 
@@ -209,7 +218,7 @@ def _check_record(run: Run, recorded: RunResult, progress: Progress) -> None:
         # Test is scored once, so a run that ended on test is checked by its digests alone.
         return
     questions = next(iter(recorded.curve.values())).n
-    again = evaluate(run.name, sorted(recorded.curve), recorded.split, None, progress)
+    again = evaluate(str(run.folder), sorted(recorded.curve), recorded.split, None, progress)
     for count, point in recorded.curve.items():
         gap = abs(again.curve[count].quality - point.quality)
         if gap > TOLERANCE or again.curve[count].n != questions:
@@ -227,7 +236,7 @@ def _is_better(uri: str, name: str, test: RunResult, digest: str, champion: Stan
 
     tags = registry.resolve(uri, f"{name}/{champion.version}").tags
     same = (tags.get("metric"), tags.get("data"), set(champion.curve)) == (test.metric, digest, set(test.curve))
-    better = same and (test.autc or 0.0) >= champion.autc
+    better = same and (test.autc or 0.0) >= champion.autc - ROUNDING
     if better or force:
         return better
     if not same:
@@ -300,11 +309,3 @@ def _register(uri: str, name: str, folder: Path, run: Run, test: RunResult, sear
         "by": identity.user_name(),
     }
     return registry.register(uri, name, folder, run.record.run_id, tags).version
-
-
-def _make_champion(uri: str, name: str, version: int, champion: Standing | None, test: RunResult, better: bool) -> None:
-    from tokendial.tracking import registry
-
-    if champion is None or champion.version != version:
-        reason = f"promoted {test.name}: AUTC {test.autc:.4f} on test" + ("" if better else ", forced")
-        registry.move_alias(uri, name, version, identity.user_name(), reason)

@@ -6,6 +6,7 @@ import pytest
 from tokendial.experiments import ConfigError
 from tokendial.model_folder import DIGESTS, digests
 from tokendial.tracking import registry
+from tokendial.tracking.server import connect
 from tracking_samples import fresh_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -84,3 +85,34 @@ def test_every_move_of_the_champion_is_recorded_and_can_be_undone(uri: str, tmp_
     assert moves[3].reason == "too slow"
     registry.move_alias(uri, "digits", 3, by="ada", reason="faster now")
     assert registry.rollback(uri, "digits", "eve", "no").version == 1
+
+
+def test_an_alias_that_was_moved_by_other_means_goes_back_to_where_it_was(uri: str, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        registry.register(uri, "digits", sealed(tmp_path / str(number), bytes([number])), None, {})
+    with pytest.raises(ConfigError, match="model 'digits' has no champion, so there is none to move back"):
+        registry.rollback(uri, "digits", "eve", "")
+    registry.move_alias(uri, "digits", 1, by="ada", reason="")
+    client = connect(uri)
+    client.set_registered_model_alias("digits", "champion", "3")
+    assert registry.rollback(uri, "digits", "eve", "").version == 1
+    client.set_registered_model_alias("digits", "champion", "3")
+    registry.move_alias(uri, "digits", 2, by="ada", reason="")
+    assert [registry.rollback(uri, "digits", "eve", "").version for _ in range(2)] == [3, 1]
+    client.delete_registered_model_alias("digits", "champion")
+    with pytest.raises(ConfigError, match="has no champion"):
+        registry.rollback(uri, "digits", "eve", "")
+
+
+def test_a_move_that_was_cut_short_and_done_again_counts_once(uri: str, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        registry.register(uri, "digits", sealed(tmp_path / str(number), bytes([number])), None, {})
+        registry.move_alias(uri, "digits", number, by="ada", reason="")
+    client = connect(uri)
+    client.set_registered_model_alias("digits", "champion", "2")
+    registry.move_alias(uri, "digits", 3, by="ada", reason="again")
+    assert registry.rollback(uri, "digits", "eve", "").version == 2
+    # Its record was written, and the alias was not moved.
+    client.set_registered_model_alias("digits", "champion", "3")
+    assert registry.rollback(uri, "digits", "eve", "again").version == 2
+    assert registry.rollback(uri, "digits", "eve", "").version == 1

@@ -70,14 +70,18 @@ def _check_promotion(home: Path) -> None:
     dry = say("promote", "it", "--dry-run", "--json", home=home)
     assert dry.code == 0, dry.err
     assert dry.document["version"] is None
+    refused = say("promote", "it", "--model", "no name", home=home)
+    assert (refused.code, "model name 'no name' is not admissible" in refused.err) == (2, True)
     uri = f"sqlite:///{home}/mlflow.db"
     assert registry.names(uri) == []
     first = say("promote", "it", "--trial", "0", "--json", home=home)
     assert first.code == 0, first.err
     assert (first.document["version"], first.document["before"]) == (1, None)
     assert set(first.document["latency"]["ms"]) == {"4"}
-    again = api.promote("it", trial=0)
-    assert (again.version, again.before) == (1, 1), "the same model is one version"
+    again = say("promote", "it", "--trial", "0", home=home)
+    assert again.code == 0, again.err
+    assert "version 1 is the champion of digits already; nothing was moved" in again.out
+    assert len(registry.history(uri, "digits")) == 1
     version = registry.resolve(uri, "digits")
     assert version.tags["run"] == "it.000"
     folder = registry.fetch(uri, version, home / "fetched")

@@ -162,6 +162,10 @@ def promote(
     force: Annotated[bool, typer.Option("--force", help="Promote even if it is worse than the champion.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, score and compare; register nothing.")] = False,
     rollback: Annotated[bool, typer.Option("--rollback", help="Move the champion back to the one before.")] = False,
+    tracking: Annotated[
+        str | None,
+        typer.Option("--tracking-uri", help="With --rollback, MLflow server of the registry; a run knows its own."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Make a model the champion that endpoints serve.
@@ -176,10 +180,12 @@ def promote(
         if rollback:
             if trial is not None or model or force or dry_run:
                 raise ConfigError("--rollback goes alone: tokendial promote MODEL --rollback")
-            before, after = api.rollback(reference)
+            before, after = api.rollback(reference, tracking)
             found = {"model": reference, "before": before, "version": after}
             print(json.dumps(found) if json_ else f"champion of {reference}: version {after}, before it {before}")
             return
+        if tracking is not None:
+            raise ConfigError("--tracking-uri goes with --rollback; a run is registered where it was tracked")
         with progress_reporter(console if not json_ else Console(stderr=True)) as progress:
             promotion = api.promote(
                 reference, trial=trial, model=model, force=force, dry_run=dry_run, progress=progress
@@ -202,6 +208,12 @@ def _print_promotion(promotion: Promotion) -> None:
     console.print(table)
     answers, device = promotion.latency.batch, promotion.latency.device
     console.print(f"latency: {answers} answers to one image, alone, on {device}", highlight=False, soft_wrap=True)
+    if promotion.is_champion:
+        console.print(
+            f"version {promotion.version} is the champion of {promotion.model} already; nothing was moved",
+            highlight=False,
+        )
+        return
     if promotion.version is None:
         refused = "" if promotion.better else "; it would be refused without --force"
         console.print(f"nothing was registered (--dry-run){refused}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,10 +98,16 @@ def fetch(uri: str, version: ModelVersion, to: Path) -> Path:
     return to
 
 
-def register(uri: str, name: str, folder: Path, run_id: str | None, tags: Mapping[str, str]) -> ModelVersion:
-    """Make a sealed model folder a version of `name`; a folder that is one already is found, not registered again."""
+def checked_name(name: str) -> str:
+    """A name that a model may have; raises ConfigError."""
     if not NAME.fullmatch(name):
         raise ConfigError(f"model name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`")
+    return name
+
+
+def register(uri: str, name: str, folder: Path, run_id: str | None, tags: Mapping[str, str]) -> ModelVersion:
+    """Make a sealed model folder a version of `name`; a folder that is one already is found, not registered again."""
+    checked_name(name)
     check_digests(folder)
     own = digest_tags(folder)
     with _reached(uri) as client, patient():
@@ -150,15 +156,33 @@ def move_alias(
 
 def rollback(uri: str, name: str, by: str, reason: str, alias: str = CHAMPION) -> Move:
     """Move the alias back to the version that held it before; done twice it goes back twice."""
-    held: list[int] = []
-    for move in history(uri, name, alias):
-        if move.back:
-            held.pop()
-        elif not held or held[-1] != move.version:
-            held.append(move.version)
+    with _reached(uri) as client:
+        now = _model(client, name).aliases.get(alias)
+    if now is None:
+        raise ConfigError(f"model {name!r} has no {alias}, so there is none to move back")
+    held = _held(history(uri, name, alias))
+    if held[-1:] != [int(now)]:
+        held.append(int(now))
     if len(held) < 2:
         raise ConfigError(f"model {name!r} has no version that was {alias} before; it can only be moved forward")
     return move_alias(uri, name, held[-2], by, reason, alias, back=True)
+
+
+def _held(moves: Iterable[Move]) -> list[int]:
+    """Versions by the times that an alias came to them, those it was moved back from left out.
+
+    A move by other means left no record but the next one's `before`; one that was cut short is recorded twice.
+    """
+    held: list[int] = []
+    for move in moves:
+        known = [move.before] if move.back else [move.before, move.version]
+        if move.before is not None and (not held or held[-1] not in known):
+            held.append(move.before)
+        if move.back:
+            held.pop()
+        elif held[-1:] != [move.version]:
+            held.append(move.version)
+    return held
 
 
 def history(uri: str, name: str, alias: str = CHAMPION) -> list[Move]:
