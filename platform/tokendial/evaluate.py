@@ -37,20 +37,20 @@ def evaluate(
     grid = tuple(counts or config.evaluation.counts)
     wanted = config.evaluation.model_copy(update={"counts": grid})
     config = config.model_copy(update={"evaluation": wanted})
-    placed = _placed(config, folder)
+    here = placed(config, folder)
     try:
-        chosen.check(placed)
-        chosen.check_data(placed)
+        chosen.check(here)
+        chosen.check_data(here)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     split = split or card.split
     if split not in SPLITS:
         raise ConfigError(f"--split {split!r} is not one of {', '.join(SPLITS)}")
-    data, task = chosen.load(placed)
-    size = len(data.datasets(placed)[split])
+    data, task = chosen.load(here)
+    size = len(data.datasets(here)[split])
     if examples is not None and not 1 <= examples <= size:
         raise ConfigError(f"--examples {examples} is not in 1 to {size}, the size of split {split!r}")
-    scores = score(folder, placed, data, task, split, examples, progress)
+    scores = score(folder, here, data, task, split, examples, progress)
     return RunResult(
         run_id=trained.run_id if trained else None,
         name=card.run,
@@ -82,7 +82,7 @@ def _located(model: str) -> tuple[Path, Run | None]:
     return run.model, run
 
 
-def _placed(config: RunConfig[Any], folder: Path) -> RunConfig[Any]:
+def placed(config: RunConfig[Any], folder: Path) -> RunConfig[Any]:
     """Sizes and tokenizer from the exported folder where the run had them from elsewhere, which need not exist here."""
     model = config.model
     if not any((model.init_from, model.vision.source, model.language.source, model.language.tokenizer)):

@@ -51,6 +51,8 @@ def resolve(
         base = _validated(type(base), document)
     fields, presets = _parse(overrides, base)
     config = _validated(type(base), _merged(base, fields, presets))
+    if not elsewhere:
+        config = _placed(config)
     _check_horizon(config, fields)
     try:
         chosen = workload(config.workload)
@@ -83,6 +85,21 @@ def keys(model: BaseModel, prefix: str = "") -> dict[str, tuple[str, Any, str]]:
         else:
             found[key] = (_type_name(field.annotation), value, field.description or "")
     return found
+
+
+def _placed(config: RunConfig[Any]) -> RunConfig[Any]:
+    """Folders by their whole path: workers, and whoever reads the configuration later, may be in another folder."""
+    model = config.model
+    vision = model.vision.model_copy(update={"source": _whole_path(model.vision.source)})
+    texts = {"source": _whole_path(model.language.source), "tokenizer": _whole_path(model.language.tokenizer)}
+    language = model.language.model_copy(update=texts)
+    parts = {"vision": vision, "language": language, "init_from": _whole_path(model.init_from)}
+    data = config.data.model_copy(update={"path": _whole_path(config.data.path)})
+    return config.model_copy(update={"model": model.model_copy(update=parts), "data": data})
+
+
+def _whole_path(source: str | None) -> str | None:
+    return os.path.abspath(source) if source and Path(source).is_dir() else source
 
 
 def _check_horizon(config: RunConfig[Any], fields: Mapping[str, Any]) -> None:

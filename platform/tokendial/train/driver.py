@@ -13,10 +13,12 @@ from typing import Any
 from tokendial import environment, identity, runs
 from tokendial.contracts import RunConfig
 from tokendial.driver_log import driver_log
+from tokendial.evaluate import placed
 from tokendial.experiments import ConfigError, workload
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.ledger import Ledger
 from tokendial.model_folder import ModelCard, answer_flops, write_cards
+from tokendial.resolve import from_document
 from tokendial.results import ExampleAnswers, RunResult, write_result
 from tokendial.runs import Run
 from tokendial.schedule import TokenSchedule
@@ -42,12 +44,17 @@ def train(
     config = with_horizon(config)
     who = identity.capture()
     run, weights, parent = find_place(config, who.user, name, new, source)
-    if run.result.exists() and run.record.status == "FINISHED":
+    finished = run.result.exists() and run.record.status == "FINISHED"
+    if finished and run.config_document()["data"]["path"] == config.data.path:
         _settle(run)
         return run.read_result()
     progress({"stage": "preparing"})
     environment.apply()
     digests = _digests(config)
+    _refuse_other_data(run, config, digests)
+    if finished:
+        _settle(run)
+        return run.read_result()
     _refuse_stage(run, config)
     run = runs.create(run.name, config, who, parent=parent, twin_of=twin_of)
     with run.lease(), sigterm_raises():
@@ -67,7 +74,7 @@ def find_place(
 
     Raises ConfigError where it cannot be that run, or has no weights to start from.
     """
-    weights, parent = _weights_of(source)
+    weights, parent = _weights_of(source, config)
     wanted = name or runs.run_name(config, user) + (f"-from-{runs.short_name(parent)}" if parent else "")
     return runs.check(runs.fresh_name(wanted) if new else wanted, config, parent), weights, parent
 
@@ -82,6 +89,19 @@ def _refuse_stage(run: Run, config: RunConfig[Any]) -> None:
         raise ConfigError(
             f"run {run.name!r} stopped under zero.stage {before} and cannot go on under {config.zero.stage}: a "
             "checkpoint changes between stages 1, 2 and 3 only; go on under its own stage, or use --new"
+        )
+
+
+def _refuse_other_data(run: Run, config: RunConfig[Any], digests: Mapping[str, str]) -> None:
+    """A run's name does not say where its data lies, which may move; what the data is may not change."""
+    told = run.folder / "tracking" / "opening.json"
+    if not told.exists():
+        return
+    before = {entry["split"]: entry["digest"] for entry in json.loads(told.read_text("utf-8"))["datasets"]}
+    if before != digests:
+        paths = (path or "embedded" for path in (run.config_document()["data"]["path"], config.data.path))
+        raise ConfigError(
+            f"run {run.name!r} was trained on other data (data.path {' → '.join(paths)}); use --new or another --name"
         )
 
 
@@ -263,15 +283,28 @@ def conclude(
     return result, figures, examples
 
 
-def _weights_of(source: str | None) -> tuple[Path | None, str | None]:
-    """Weights to start from and the name of the run that they are of."""
+def _weights_of(source: str | None, config: RunConfig[Any]) -> tuple[Path | None, str | None]:
+    """Weights to start from and the name of the run that they are of; raises ConfigError where they do not fit."""
     if source is None:
         return None, None
     run = runs.find(source)
     found = newest(run.checkpoints)
     if found is None or found.manifest.kind != "weights" or run.record.status != "FINISHED":
         raise ConfigError(f"run {run.name!r} has no finished weights to start from")
+    theirs = _parameters(placed(from_document(run.config_document()), run.model))
+    ours = _parameters(config)
+    if theirs != ours:
+        differing = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
+        told = ", ".join(f"{name} of {theirs.get(name, 0)} parameters, not {ours.get(name, 0)}" for name in differing)
+        raise ConfigError(
+            f"weights of run {run.name!r} do not fit: it has {told}; give the model settings that it has, or take its "
+            f"tower and language model by model.init_from={run.model}"
+        )
     return found.folder / WEIGHTS, run.name
+
+
+def _parameters(config: RunConfig[Any]) -> Mapping[str, int]:
+    return workload(config.workload).cost(config).num_parameters
 
 
 @contextmanager
