@@ -1,5 +1,6 @@
 """The page of a search: what it shows of trials whose worth is known, and what parameters explain."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,17 @@ def test_the_page_of_a_search_without_a_finished_trial_explains_why() -> None:
     page = search_html(failed, SPACE)
     assert "Pareto front" not in page
     assert "failed: &lt;script&gt;" in page
+
+
+def test_the_front_of_several_objectives_is_named() -> None:
+    rows = tuple(row.model_copy(update={"outcome": both(row.outcome)}) for row in ROWS)
+    several = RESULT.model_copy(update={"objectives": ("autc", "cost"), "trials": rows, "front": (4, 6)})
+    assert "no other beats in both of autc and cost: 4, 6" in search_html(several, SPACE)
+    assert "no other beats" not in search_html(RESULT, SPACE)
+
+
+def both(outcome: Outcome) -> Outcome:
+    return replace(outcome, values={**outcome.values, "cost": 1e7} if outcome.values else {})
 
 
 def test_trials_are_ranked_by_the_first_objective() -> None:

@@ -47,7 +47,7 @@ def search_html(result: SearchResult, space: Space) -> str:
             ),
         ]
     parts += [
-        section("Trials", "in the order of the search", _trials(result)),
+        section("Trials", _about_trials(result), _trials(result)),
         section("Compute", "", _compute(result)),
     ]
     note = f"{result.experiment} · {result.algorithm} · objectives {', '.join(result.objectives)} · on validation"
@@ -217,6 +217,13 @@ def _groups(result: SearchResult) -> str:
         interval = f"{group.autc:.4f} ({group.autc_ci[0]:.4f} to {group.autc_ci[1]:.4f})"
         rows.append([cell(group.label, "text"), *map(cell, numbers), cell(interval, "strong"), cell(behind)])
     return table(["what", "trials", "seeds", "AUTC", "the best minus this"], rows)
+
+
+def _about_trials(result: SearchResult) -> str:
+    if len(result.objectives) == 1:
+        return "in the order of the search"
+    front = ", ".join(map(str, result.front)) or "none"
+    return f"in the order of the search; no other beats in both of {' and '.join(result.objectives)}: {front}"
 
 
 def _trials(result: SearchResult) -> str:

@@ -177,8 +177,6 @@ def _groups(plan: SearchPlan, finished: Sequence[Trial]) -> list[Group]:
     found = []
     for key in ranked:
         curve = _pooled(scores[key])
-        shared = scores[key].keys() & scores[ranked[0]].keys()
-        behind = paired_difference(scores[ranked[0]], scores[key]) if key != ranked[0] and shared else None
         found.append(
             Group(
                 label=label(members[key][0].candidate.overrides),
@@ -187,10 +185,17 @@ def _groups(plan: SearchPlan, finished: Sequence[Trial]) -> list[Group]:
                 values=means[key],
                 autc=curve.autc,
                 autc_ci=curve.autc_ci,
-                behind=behind,
+                behind=None if key == ranked[0] else _behind(scores[ranked[0]], scores[key]),
             )
         )
     return found
+
+
+def _behind(best: Mapping[int, ItemScores], own: Mapping[int, ItemScores]) -> Difference | None:
+    """The paired difference to the best; None where they have no seed in common, or answered other examples."""
+    shared = best.keys() & own.keys()
+    alike = all(list(best[seed].sources) == list(own[seed].sources) for seed in shared)
+    return paired_difference(best, own) if shared and alike else None
 
 
 def _means(plan: SearchPlan, trials: Sequence[Trial]) -> dict[str, float]:
