@@ -232,6 +232,8 @@ def test_a_search_order_repeats_what_was_typed_under_one_name(tmp_path: Path, mo
     assert orders[0].arguments == ("search", *words, "--name", name, "--json")
     assert orders[0].files.keys() == {"my_space.py"}
     assert search_order("digits.tiny", ("seed=0,1,2",), options, None, None).run != name
+    more = search_order("digits.tiny", ("seed=0,1",), {**options, "trials": 8}, None, "my_space.py:space")
+    assert (more.run, more.arguments != orders[0].arguments) == (name, True), "with more trials a search goes on"
     with pytest.raises(ConfigError, match=r"data\.path '/.*' is a path of this machine"):
         search_order("digits.tiny", (f"data.path=s3://bucket/x,{tmp_path}",), options, None, None)
     with pytest.raises(ConfigError, match=r"'s3://\*\*\*@bucket/x' came with a user or password"):

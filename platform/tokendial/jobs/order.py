@@ -17,6 +17,8 @@ from tokendial.experiments import ConfigError
 from tokendial.jobs import package
 
 CONFIG = "config.json"
+# Options that a search may be continued with another value of, and so are no part of its name.
+CHANGEABLE = ("trials", "limit", "new")
 # Where a configuration may name a folder, a file or a hub id.
 PLACES = (
     "data.path",
@@ -67,8 +69,10 @@ def search_order(
     for key, listed in several.items():
         for option in listed.options:
             check_places({key: option})
-    words = [experiment, *overrides, *(["--space", space] if space else []), *_words(options)]
-    digest = hashlib.blake2b(json.dumps(words).encode(), digest_size=4).hexdigest()
+    what = [experiment, *overrides, *(["--space", space] if space else [])]
+    words = [*what, *_words(options)]
+    fixed = [*what, *_words({option: value for option, value in options.items() if option not in CHANGEABLE})]
+    digest = hashlib.blake2b(json.dumps(fixed).encode(), digest_size=4).hexdigest()
     name = runs.checked_name(name or f"{identity.user_name()}.{runs.plain(experiment)}.search-{digest}")
     modules = package.modules(config.experiment, config.workload, *([space] if space else []))
     return Order(name, ("search", *words, "--name", name, "--json"), modules)
