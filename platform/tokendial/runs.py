@@ -213,6 +213,8 @@ def checked_name(name: str) -> str:
 def check(name: str, config: RunConfig[Any], parent: str | None = None) -> Run:
     """The run that a name would be, written or not; raises ConfigError where it cannot be this one."""
     run = Run(home() / checked_name(name))
+    if (run.folder / "plan.json").is_file():
+        raise ConfigError(f"{name!r} is a search; give the run another --name")
     if (run.folder / "run.json").exists():
         _refuse_other_config(run, config.model_dump(mode="json"))
         before = run.record.parent

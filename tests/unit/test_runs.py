@@ -84,6 +84,14 @@ def test_a_run_is_found_by_name_id_and_as_the_last_of_its_user(home: Path) -> No
         runs.find("found")
 
 
+def test_a_run_has_no_place_in_a_search(home: Path) -> None:
+    (home / "it").mkdir(parents=True)
+    (home / "it" / "plan.json").touch()
+    with pytest.raises(ConfigError, match="'it' is a search; give the run another --name"):
+        runs.create("it", config(), ME)
+    assert not (home / "it" / "run.json").exists()
+
+
 def test_a_run_is_found_by_its_folder_and_twins_are_never_the_last(home: Path) -> None:
     first = runs.create("first", config(), ME)
     runs.create("twin", config("seed=1"), ME, twin_of="first")
