@@ -245,5 +245,7 @@ def test_plans_are_read_back_and_wall_time_needs_room_to_start(tmp_path: Path) -
         plan_search("digits.tiny", ("seed=0,1",), budget="1e999")
     with pytest.raises(ConfigError, match="--per-trial goes with --budget"):
         plan_search("digits.tiny", ("seed=0,1",), per_trial=True)
+    with pytest.raises(ConfigError, match="--limit inf is not a number of seconds"):
+        plan_search("digits.tiny", ("seed=0,1",), limit_s=float("inf"))
     with pytest.raises(ConfigError, match="starting and scoring one takes about 25 s"):
         plan_search("digits.tiny", ("seed=0,1",), budget="20s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,8 @@ def plan_search(
     base = resolve(experiment, single)
     if per_trial and budget is None:
         raise ConfigError("--per-trial goes with --budget; without one each trial gets what the experiment spends")
+    if not 0 < limit_s < math.inf:
+        raise ConfigError(f"--limit {limit_s:g} is not a number of seconds")
     if space is not None and several:
         raise ConfigError(f"{', '.join(several)} lists values beside --space; put them into the space as Choice(...)")
     domains: Space = load_space(space) if space else several or default_space(base, single)
