@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tokendial_workloads.images import SMALL_MEMORY, decode_image, open_image, peak_bytes
 
 RAMP = Image.fromarray((np.add.outer(np.arange(12) * 9, np.arange(20) * 5)).astype(np.uint8))
@@ -83,7 +83,16 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "4200 pixels in 5.* bytes; one so large has at least 0.02 bytes a pixel",
     ),
     "PNG like a thread": (lambda: png_header(4_000, 2), "sides may differ"),
+    "PNG of texts that unpack to 32 MiB": (lambda: encode(RAMP, "PNG", pnginfo=texts(32)), "much memory used in text"),
 }
+
+
+def texts(mib: int) -> PngImagePlugin.PngInfo:
+    """As many compressed texts of a MiB, which take a kilobyte each."""
+    info = PngImagePlugin.PngInfo()
+    for number in range(mib):
+        info.add_text(f"text {number}", "x" * (2**20 - 1), zip=True)
+    return info
 
 
 def flip(content: bytes, place: int) -> bytes:

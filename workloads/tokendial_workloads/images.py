@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_BYTES = 32 * 2**20
@@ -20,6 +20,8 @@ MAX_ASPECT = 64.0
 # What needs more memory than this must be a file of some bytes a pixel: a photograph has ten times as many.
 SMALL_MEMORY = 56 * 2**20
 LEAST_BYTES_PER_PIXEL = 0.02
+# What the texts of a PNG may unpack to; Pillow's own limit is 64 MiB, which 70 kB of file can become.
+PngImagePlugin.MAX_TEXT_MEMORY = 4 * 2**20
 # Bytes that decoding takes for each pixel at its peak, copies included; by mode, others are taken for 12.
 _PEAK_BYTES = {"1": 5, "L": 5, "RGB": 4, "CMYK": 8, "P": 10}
 
