@@ -49,3 +49,16 @@ def test_trials_that_answered_other_examples_are_not_paired(home: Path) -> None:
     """As where a search is over the data itself."""
     answers = {("data.evaluation_seed=0", "seed=0"): ("x", 0.2), ("data.evaluation_seed=1", "seed=0"): ("y", 0.4)}
     assert [group.behind for group in found(home, answers).groups] == [None, None]
+
+
+def test_a_trial_that_was_trained_before_and_only_entered_now_says_nothing_of_overhead(home: Path) -> None:
+    plan = plan_search("digits.tiny", ("seed=0,1",), algorithm="random", trials=2, budget="2e9", per_trial=True)
+    book = Book(home / "trials.jsonl")
+    home.mkdir()
+    for number, (seconds, trained) in enumerate(((30.0, 10.0), (1.0, 10.0))):
+        book.asked(number, Candidate({}, (f"seed={number}",)), f"it.{number:03d}")
+        (home / f"it.{number:03d}").mkdir()
+        Scores("validation", ItemScores(["x"], {4: [0.5]}), [], {}, {}).write(home / f"it.{number:03d}" / "scores.json")
+        outcome = Outcome("FINISHED", {"autc": 0.5}, {4: 0.5}, seconds=seconds, trained_seconds=trained, seed=number)
+        book.done(number, outcome)
+    assert summarise(plan, book, {4: 1.0}).overhead_s == 20.0

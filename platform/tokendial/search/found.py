@@ -123,7 +123,9 @@ def summarise(plan: SearchPlan, book: Book, base_costs: Mapping[int, float]) -> 
     judged = [[_outcome(trial).values[name] for name in plan.objectives] for trial in finished]
     front = pareto(judged, [name in MINIMISED for name in plan.objectives]) if finished else []
     spent = [_outcome(trial).flops for trial in ended]
-    outside = sorted(_outcome(t).seconds - _outcome(t).trained_seconds for t in finished if _outcome(t).trained_seconds)
+    # A trial that was continued has the steps of every session and the seconds of its last.
+    whole = [o for o in map(_outcome, finished) if 0 < o.trained_seconds < o.seconds]
+    outside = sorted(outcome.seconds - outcome.trained_seconds for outcome in whole)
     slot_seconds = sum(session.seconds * session.slots for session in book.sessions)
     tower_flops, tower_seconds = _towers(plan.name)
     trained = tower_seconds + sum(session.trained_seconds for session in book.sessions)
