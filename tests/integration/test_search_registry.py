@@ -56,11 +56,11 @@ def test_files_that_were_changed_are_refused(uri: str, tmp_path: Path) -> None:
 
 
 def test_references_that_mean_nothing_say_what_there_is(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="model 'digits' is not registered; registered: none yet"):
+    with pytest.raises(ConfigError, match=r"model 'digits' is not registered at sqlite:.*; registered there: none yet"):
         registry.resolve(uri, "digits")
     registry.register(uri, "digits", sealed(tmp_path / "model", b"one"), None, {})
     for reference, message in {
-        "digit": "model 'digit' is not registered; registered: digits",
+        "digit": "model 'digit' is not registered at sqlite:.*; registered there: digits",
         "digits": "model 'digits' has no alias 'champion'; it has none",
         "digits/7": "model 'digits' has no version 7; it has 1",
         "digits/latest": "is not of the form NAME, NAME/VERSION or NAME@ALIAS",

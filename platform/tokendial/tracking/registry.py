@@ -65,7 +65,7 @@ def resolve(uri: str, reference: str) -> ModelVersion:
     if number and not number.isdigit():
         raise ConfigError(f"model {reference!r} is not of the form NAME, NAME/VERSION or NAME@ALIAS")
     with _reached(uri) as client:
-        model = _model(client, name)
+        model = _model(client, uri, name)
         wanted = number or model.aliases.get(alias or CHAMPION)
         if wanted is None:
             known = ", ".join(f"@{key} = version {value}" for key, value in sorted(model.aliases.items()))
@@ -142,7 +142,7 @@ def move_alias(
 ) -> Move:
     """Point the alias at a version and record who did so, when, why and from which version."""
     with _reached(uri) as client:
-        model = _model(client, name)
+        model = _model(client, uri, name)
         found = _versions(client, name)
         if version not in found:
             raise ConfigError(f"model {name!r} has no version {version}; it has {_listed(found)}")
@@ -157,7 +157,7 @@ def move_alias(
 def rollback(uri: str, name: str, by: str, reason: str, alias: str = CHAMPION) -> Move:
     """Move the alias back to the version that held it before; done twice it goes back twice."""
     with _reached(uri) as client:
-        now = _model(client, name).aliases.get(alias)
+        now = _model(client, uri, name).aliases.get(alias)
     if now is None:
         raise ConfigError(f"model {name!r} has no {alias}, so there is none to move back")
     held = _held(history(uri, name, alias))
@@ -188,7 +188,7 @@ def _held(moves: Iterable[Move]) -> list[int]:
 def history(uri: str, name: str, alias: str = CHAMPION) -> list[Move]:
     """Every move of an alias, oldest first."""
     with _reached(uri) as client:
-        tags = _model(client, name).tags
+        tags = _model(client, uri, name).tags
     moves = [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_MOVE)]
     return [move for move in moves if move.alias == alias]
 
@@ -208,7 +208,7 @@ def names(uri: str) -> list[str]:
 def champion(uri: str, name: str) -> ModelVersion | None:
     """The version that a registered model's alias `champion` is on; None where it is on none."""
     with _reached(uri) as client:
-        return resolve(uri, name) if CHAMPION in _model(client, name).aliases else None
+        return resolve(uri, name) if CHAMPION in _model(client, uri, name).aliases else None
 
 
 def digest_tags(folder: Path) -> dict[str, str]:
@@ -228,14 +228,14 @@ def _reached(uri: str) -> Iterator[MlflowClient]:
         raise WorkFailed(f"model registry {redact(uri)} is not usable ({reason(error, uri)})") from error
 
 
-def _model(client: MlflowClient, name: str) -> RegisteredModel:
+def _model(client: MlflowClient, uri: str, name: str) -> RegisteredModel:
     try:
         return client.get_registered_model(name)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
     known = ", ".join(model.name for model in client.search_registered_models(max_results=20)) or "none yet"
-    raise ConfigError(f"model {name!r} is not registered; registered: {known}")
+    raise ConfigError(f"model {name!r} is not registered at {redact(uri)}; registered there: {known}")
 
 
 def _create_model(client: MlflowClient, name: str) -> None:
