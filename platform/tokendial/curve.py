@@ -56,6 +56,20 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Rise:
+    """A paired difference of one model's quality from the count `before` to a larger one."""
+
+    before: int
+    mean: float
+    ci: Interval
+
+    @property
+    def falls(self) -> bool:
+        """Whether more tokens are surely worse."""
+        return self.ci[1] < 0
+
+
+@dataclass(frozen=True)
 class Matrix:
     """Quality of each trained model (row) at each served count (column), averaged over seeds.
 
@@ -178,6 +192,18 @@ def paired_difference(
     # The observed sample counts as one of the resamples, so p is never 0 (Davison & Hinkley 1997, section 4.2.1).
     tail = (1 + min(int((draws_R <= 0).sum()), int((draws_R >= 0).sum()))) / (1 + resamples)
     return Difference(float(gap_I1.mean()), _interval(draws_R), min(1.0, 2 * tail), len(units), per_seed)
+
+
+def rises(scores: ItemScores, counts: Sequence[int]) -> dict[int, Rise]:
+    """Quality at each of the rising counts minus that at the one before, over the same examples."""
+    import numpy as np
+
+    cluster_I, found = _cluster(scores.sources), {}
+    for before, after in pairwise(counts):
+        gap_I1 = (_summary(scores, after) - _summary(scores, before))[:, None]
+        draws_R = _resampled_means(gap_I1, cluster_I, 0, RESAMPLES)[:, 0]
+        found[after] = Rise(before, float(np.mean(gap_I1)), _interval(draws_R))
+    return found
 
 
 def regret(flexible: Mapping[int, ItemScores], twins: Mapping[int, Mapping[int, ItemScores]]) -> dict[int, Difference]:

@@ -55,7 +55,7 @@ def evaluate(
         run_id=trained.run_id if trained else None,
         name=card.run,
         status="FINISHED",
-        **scores.measured(),
+        **scores.measured(card.trained_counts),
         metric=card.metric,
         workload=card.workload,
         experiment=config.experiment,

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tokendial.curve import CurvePoint, Difference, Interval, Matrix, TwinKind, autc, autc_weights
+from tokendial.curve import CurvePoint, Difference, Interval, Matrix, Rise, TwinKind, autc, autc_weights
 from tokendial.ledger import Ledger
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -27,6 +27,9 @@ class RunResult(BaseModel):
     autc: float | None = Field(default=None, description="area under the token curve over log2 k, in [0, 1]")
     autc_ci: Interval | None = Field(default=None, description="95 % interval of `autc`")
     curve: dict[int, CurvePoint] = Field(default_factory=dict, description="quality at each count of the grid")
+    rises: dict[int, Rise] = Field(
+        default_factory=dict, description="paired difference at each trained count to the trained count before it"
+    )
     groups: dict[str, dict[int, float]] = Field(default_factory=dict, description="quality by question type and count")
     extras: dict[str, dict[int, float]] = Field(default_factory=dict, description="secondary measures by count")
     metric: str = Field(default="", description="primary metric that quality is")

@@ -1,13 +1,13 @@
 """Scoring a model at every count of an explicit grid; no training law is consulted."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokendial.contracts import Data, Example, Grade, RunConfig, Task
-from tokendial.curve import ItemScores, group_quality, token_curve
+from tokendial.curve import ItemScores, group_quality, rises, token_curve
 from tokendial.runs import write_atomically
 
 if TYPE_CHECKING:
@@ -30,13 +30,14 @@ class Scores:
     predictions: Mapping[int, Sequence[str]]
     extras: Mapping[str, Mapping[int, float]]
 
-    def measured(self) -> dict[str, Any]:
+    def measured(self, trained_counts: Collection[int] = ()) -> dict[str, Any]:
         """What a RunResult says of the scores."""
         curve = token_curve(self.items)
         return {
             "autc": curve.autc,
             "autc_ci": curve.autc_ci,
             "curve": curve.points,
+            "rises": rises(self.items, [count for count in self.items.counts if count in trained_counts]),
             "groups": group_quality(self.items),
             "extras": {name: dict(line) for name, line in self.extras.items()},
             "split": self.split,

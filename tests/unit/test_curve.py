@@ -4,6 +4,7 @@ import math
 import random
 import time
 
+import numpy as np
 import pytest
 from tokendial.curve import (
     CurvePoint,
@@ -13,6 +14,7 @@ from tokendial.curve import (
     group_quality,
     paired_difference,
     regret,
+    rises,
     served_matrix,
     token_curve,
     worst_regret,
@@ -107,6 +109,19 @@ def test_a_paired_difference_is_narrower_than_two_separate_intervals():
     gap = paired_difference({0: theirs}, {0: ours}, count=4)
     assert 0 < gap.ci[0] < gap.mean < gap.ci[1] < 0.025
     assert gap.p < 0.01
+
+
+def test_a_rise_is_paired_and_says_whether_it_is_surely_a_fall():
+    most, few = coins(0.9, 200, 1), coins(0.5, 200, 2).quality[4]
+    lost = [0.0 if i < 20 else value for i, value in enumerate(most.quality[4])]
+    scores = ItemScores(most.sources, {4: few, 16: most.quality[4], 64: most.quality[4], 144: lost})
+    found = rises(scores, (4, 16, 64, 144))
+    assert [rise.before for rise in found.values()] == [4, 16, 64]
+    assert found[16].ci[0] > 0
+    assert (found[64].mean, found[64].ci, found[64].falls) == (0.0, (0.0, 0.0), False)
+    assert found[144].mean == pytest.approx(np.mean(lost) - np.mean(most.quality[4]))
+    assert found[144].falls
+    assert rises(scores, (16,)) == {}
 
 
 def test_equal_models_have_no_significant_difference():

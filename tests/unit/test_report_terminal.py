@@ -4,6 +4,7 @@ import io
 
 from report_samples import name, result, with_twins
 from rich.console import Console
+from tokendial.curve import Rise
 from tokendial.report import print_comparison, print_result
 from tokendial.report.terminal import BAR_CELLS, bar
 from tokendial.results import RunResult
@@ -37,6 +38,18 @@ def test_secondary_measures_are_printed():
     text = printed(result(None, 0).model_copy(update={"extras": {"token F1": {4: 0.25, 16: 0.5}}}))
     assert "Secondary measures" in text
     assert "0.250" in text
+
+
+def test_rises_between_trained_counts_are_told_apart():
+    found = {
+        16: Rise(4, 0.6, (0.58, 0.62)),
+        64: Rise(16, -0.001, (-0.004, 0.002)),
+        144: Rise(64, -0.02, (-0.03, -0.01)),
+    }
+    text = printed(result(None, 0).model_copy(update={"rises": found}))
+    assert "4 → 16: +60.00 points (+58.00 to +62.00, paired)\n" in text
+    assert "16 → 64: -0.10 points (-0.40 to +0.20, paired): no difference that can be told" in text
+    assert "64 → 144: -2.00 points (-3.00 to -1.00, paired): a fall" in text
 
 
 def test_a_run_with_twins_prints_regret_and_matrix():

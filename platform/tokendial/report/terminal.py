@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tokendial.curve import Matrix
+from tokendial.curve import Matrix, Rise
 from tokendial.ledger import Ledger, Tally
 from tokendial.report.palette import FLEXIBLE
 from tokendial.report.series import Series, series_of
@@ -20,6 +20,8 @@ def print_result(result: RunResult, console: Console) -> None:
     """The curve, regret and matrix where there are twins, and the ledger of one run."""
     if result.curve:
         console.print(curve_table(result))
+    for after, rise in sorted(result.rises.items()):
+        console.print(_rise(after, rise), highlight=False, soft_wrap=True)
     if len(result.groups) > 1:
         console.print(detail_table("By question type", "type", result.groups))
     if result.extras:
@@ -138,6 +140,12 @@ def _autc(result: RunResult) -> str:
         return ""
     interval = f" ({result.autc_ci[0]:.3f} to {result.autc_ci[1]:.3f})" if result.autc_ci else ""
     return f"AUTC {result.autc:.3f}{interval}   ● trained count   ○ never trained at"
+
+
+def _rise(after: int, rise: Rise) -> str:
+    low, high = (100 * bound for bound in rise.ci)
+    verdict = "" if low > 0 else ": a fall" if rise.falls else ": no difference that can be told"
+    return f"{rise.before} → {after}: {100 * rise.mean:+.2f} points ({low:+.2f} to {high:+.2f}, paired){verdict}"
 
 
 def _tally(tally: Tally) -> list[str]:

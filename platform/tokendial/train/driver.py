@@ -233,7 +233,7 @@ def conclude(
 
     chosen = workload(config.workload)
     scores = Scores.read(run.folder / "scores.json")
-    measured = scores.measured()
+    measured = scores.measured(trained_counts(config))
     points = measured["curve"]
     ledger = Ledger.from_json(json.loads((run.folder / "ledger.json").read_text("utf-8")))
     card = ModelCard(
