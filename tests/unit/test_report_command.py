@@ -11,7 +11,7 @@ from tokendial.identity import Identity
 from tokendial.resolve import resolve
 from tokendial.results import RunResult, write_result
 from tokendial.scores import Scores
-from tokendial.search.found import SearchResult, TrialRow
+from tokendial.search.found import Group, SearchResult, TrialRow
 from tokendial.search.trials import Outcome
 from typer.testing import CliRunner, Result
 
@@ -68,11 +68,12 @@ def test_runs_of_different_grids_are_refused_in_one_sentence(home: Path) -> None
     assert done.stderr.startswith("tokendial: runs with different evaluation grids are not compared: [[1, 4, ")
 
 
-def searched(home: Path, best: int | None) -> SearchResult:
+def searched(home: Path, best: int | None, cause: str = "on fire", label: str = "") -> SearchResult:
     """A finished search `found` of one trial."""
-    outcome = Outcome("FAILED", cause="on fire") if best is None else Outcome("FINISHED", {"autc": 0.5}, {4: 0.5})
+    group = Group(label=label, trials=(0,), seeds=(0,), values={"autc": 0.5}, autc=0.5, autc_ci=(0.5, 0.5))
+    outcome = Outcome("FAILED", cause=cause) if best is None else Outcome("FINISHED", {"autc": 0.5}, {4: 0.5})
     result = SearchResult(
-        name="found", experiment="digits", algorithm="grid", objectives=("autc",), groups=(), best=best, front=(),
+        name="found", experiment="digits", algorithm="grid", objectives=("autc",), groups=(group,), best=best, front=(),
         trials=(TrialRow(number=0, run="found.000", overrides=(), chosen={}, outcome=outcome),), costs={},
         hypervolume=None, flops_per_trial=1.0, flops=1.0, tower_flops=0.0, accounting=0.0, utilisation=None,
         overhead_s=None, wall_seconds=1.0,
@@ -101,3 +102,11 @@ def test_a_search_beside_a_run_is_refused_with_what_to_type(
         2,
         f"tokendial: search 'found' is many runs and is not compared with others; {advice}\n",
     )
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(home: Path) -> None:
+    searched(home, None, cause="OSError: [/mnt/data] is gone", label="a=[red] :b: c=[/x]")
+    done = said("found")
+    assert done.exit_code == 0, done.output
+    assert "trial 0 failed: OSError: [/mnt/data] is gone" in done.stdout
+    assert "a=[red] :b: c=[/x]" in done.stdout

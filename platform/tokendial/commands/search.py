@@ -130,7 +130,7 @@ def print_search(result: SearchResult, json_: bool) -> None:
         )
     if len(result.objectives) > 1 and result.front:
         front = ", ".join(map(str, result.front))
-        console.print(f"Pareto front over {' and '.join(result.objectives)}: trials {front}", highlight=False)
+        console.print(f"Pareto front over {' and '.join(result.objectives)}: {front}", highlight=False)
     if best is not None:
         console.print(f"best: trial {best.number}, run {best.run}", highlight=False, soft_wrap=True)
         if result.report:

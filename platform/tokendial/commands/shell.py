@@ -23,7 +23,8 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Vision-language models whose number of visual tokens is a dial: train, evaluate, export, report.",
 )  # fmt: skip
-console = Console()
+# What users and other libraries wrote is shown as they wrote it.
+console = Console(markup=False, emoji=False)
 WHERE = "pip install 'tokendial[train,search,serve]' here, or give --on URL of a cluster that has it"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
