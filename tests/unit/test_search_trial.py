@@ -1,6 +1,7 @@
 """What a trial that did not finish has cost: read from its run's journal, so that a search counts it too."""
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -67,6 +68,10 @@ def test_a_trial_whose_process_died_has_spent_what_its_run_journalled(order: Tri
     assert (outcome.status, outcome.cause) == ("FAILED", "the process of the trial died")
     assert (outcome.steps, outcome.trained_seconds, outcome.seed) == (2, 1.0, 0)
     assert outcome.flops == allowance_spent(from_document(order.config))[2] > 0
+
+
+def test_tune_says_nothing_of_its_own_about_trials_that_failed() -> None:
+    assert not logging.getLogger("ray.tune.tune").isEnabledFor(logging.ERROR)
 
 
 def test_a_pruned_trial_has_spent_the_steps_after_its_last_curve_too(order: TrialOrder) -> None:

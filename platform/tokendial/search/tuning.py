@@ -7,6 +7,7 @@ for. Tune's own experiment state is not needed: the desk's ledger is what a sear
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -33,6 +34,8 @@ from tokendial.search.trials import Outcome, Session
 
 SLIVER = {"node:__internal_head__": 0.001}
 REPORT_S = 2.0
+# Of trials that did not complete Tune tells by its own names; the search tells of them by number and cause.
+logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 Progress = Callable[[int, Mapping[str, Any]], None]
 
 
