@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from tokendial import runs
+from tokendial.experiments import workload
 from tokendial_workloads.captions.concepts import SPLITS, concept, group, split_of
 from tokendial_workloads.captions.config import CaptionsData
 from tokendial_workloads.captions.data import Captions, Pictures
@@ -16,6 +18,8 @@ from tokendial_workloads.captions.source import cache_folder, caption_splits, na
 from tokendial_workloads.captions.task import token_f1
 from tokendial_workloads.captions.tokenizer import captions_tokenizer, train_tokenizer, training_names
 from tokendial_workloads.captions.vocabulary import SPECIALS, VOCABULARY
+from tokendial_workloads.digits.experiments import tiny as digits_tiny
+from tokendial_workloads.vlm.card import OWN_DATA, card_text
 
 
 def pictures(split: str, seed: int, data: CaptionsData) -> Pictures:
@@ -173,6 +177,34 @@ def test_a_folder_with_a_table_replaces_the_embedded_pictures(tmp_path: Path) ->
     assert pictures("train", 0, CaptionsData(path=str(tmp_path), image_size=32))[0]["pixel_values"].shape == (3, 32, 32)
 
 
+def test_a_table_as_spreadsheets_write_it_is_read(tmp_path: Path) -> None:
+    write_folder(tmp_path, 60)
+    table = tmp_path / "metadata.csv"
+    table.write_text(table.read_text(), "utf-8-sig")
+    assert sum(len(rows) for rows in caption_splits(str(tmp_path), 32).values()) == 60
+
+
+@pytest.mark.parametrize("token", ["<image>", "<s>", "</s>", "<pad>"])
+def test_a_caption_that_holds_a_special_token_is_refused(token: str, tmp_path: Path) -> None:
+    write_folder(tmp_path, 60)
+    with (tmp_path / "metadata.csv").open("a") as table:
+        table.write(f"\n0.png,a {token} here")
+    with pytest.raises(ValueError, match=f"the caption 'a {token} here' holds {token}"):
+        Captions(captions_tokenizer()).digests(tiny().model_copy(update={"data": CaptionsData(path=str(tmp_path))}))
+
+
+@pytest.mark.parametrize("experiment", [tiny, digits_tiny], ids=["captions", "digits"])
+@pytest.mark.parametrize("path", [None, "/mine"])
+def test_the_card_of_a_model_names_the_terms_of_the_data_that_it_saw(path: str | None, experiment: Any) -> None:
+    config = experiment()
+    config = config.model_copy(update={"data": config.data.model_copy(update={"path": path})})
+    chosen = workload(config.workload)
+    task: Any = chosen.load(config)[1]
+    text = card_text(task.card(task.build_model(config).config, config))
+    assert (chosen.licence in text) is (chosen.attribution in text) is (path is None)
+    assert (OWN_DATA["licence"] in text) is (path is not None)
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -183,6 +215,7 @@ def test_a_folder_with_a_table_replaces_the_embedded_pictures(tmp_path: Path) ->
         ("absent", "cannot be read"),
         ("unreadable", "not one of PNG"),
         ("short", "has a row without file_name or text: .'file_name': '0.png', 'text': None"),
+        ("blank", "has a row without file_name or text: .'file_name': '0.png', 'text': ' '"),
         ("empty", "names no pictures"),
         ("latin", "is not a table in UTF-8"),
     ],
@@ -197,6 +230,7 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, damage: str, re
         "absent": "none.png,nothing",
         "unreadable": "note.png,a note",
         "short": "0.png",
+        "blank": "0.png, ",
         "latin": "0.png,café",
     }
     if damage in extra:

@@ -79,7 +79,11 @@ def check_texts(tokenizer: PreTrainedTokenizerBase, data: CaptionsData) -> None:
     """Raise ValueError where a caption does not fit into `data.text_tokens`, or the tokenizer cannot write it."""
     texts = sorted({text for rows in caption_splits(data.path, data.image_size).values() for text in rows["text"]})
     written = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    special = {index for index in tokenizer.all_special_ids if index != tokenizer.unk_token_id}
     for text, ids in zip(texts, written, strict=True):
+        if found := special.intersection(ids):
+            names = ", ".join(str(tokenizer.convert_ids_to_tokens(index)) for index in sorted(found))
+            raise ValueError(f"the caption {text!r} holds {names}, which the tokenizer keeps for itself; reword it")
         if tokenizer.unk_token_id in ids:
             raise ValueError(f"the tokenizer {tokenizer.name_or_path} cannot write the caption {text!r}")
     longest = max(range(len(texts)), key=lambda at: len(written[at]))

@@ -100,7 +100,8 @@ def _folder(root: Path, size: int) -> Dataset:
     if not table.is_file():
         raise ValueError(f"data.path {root} has no metadata.csv with the columns file_name and text")
     try:
-        with table.open(newline="", encoding="utf-8") as lines:
+        # Spreadsheets begin UTF-8 with a byte order mark.
+        with table.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)
             if not {"file_name", "text"} <= set(reader.fieldnames or ()):
                 raise ValueError(f"{table} needs the columns file_name and text, got {reader.fieldnames}")
@@ -113,12 +114,12 @@ def _folder(root: Path, size: int) -> Dataset:
 
 
 def _picture(root: Path, row: Mapping[str, str | None], size: int) -> dict[str, Any]:
-    if not row["file_name"] or not row["text"]:
+    text = " ".join((row["text"] or "").lower().split())
+    if not row["file_name"] or not text:
         raise ValueError(f"{root / 'metadata.csv'} has a row without file_name or text: {dict(row)}")
     file = (root / row["file_name"]).resolve()
     if not file.is_relative_to(root.resolve()):
         raise ValueError(f"{root / 'metadata.csv'} names {row['file_name']}, which is outside of the folder")
-    text = " ".join(row["text"].lower().split())
     square = ImageOps.pad(open_image(file), (size, size), color="white")
     buffer = BytesIO()
     Image.Image.save(square, buffer, "PNG")

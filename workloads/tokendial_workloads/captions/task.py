@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tokendial_workloads.captions.attribution import ATTRIBUTION, LICENCE
 from tokendial_workloads.vlm.build import vision_config
+from tokendial_workloads.vlm.card import OWN_DATA
 from tokendial_workloads.vlm.task import ImageTextTask
 from tokendial_workloads.vlm.text import IGNORED
 
@@ -33,8 +34,9 @@ class WordHead(nn.Module):
 class CaptionsTask(ImageTextTask):
     """Quality is token F1 between the generated and the real caption; exact match is recorded beside it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__(tokenizer, "token_f1", licence=LICENCE, attribution=ATTRIBUTION)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, own_data: bool = False) -> None:
+        terms = OWN_DATA if own_data else {"licence": LICENCE, "attribution": ATTRIBUTION}
+        super().__init__(tokenizer, "token_f1", **terms)
 
     def warmup_head(self, config: RunConfig[Any]) -> nn.Module:
         width = vision_config(config.model.vision, config.model.init_from).hidden_size

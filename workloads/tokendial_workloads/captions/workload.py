@@ -56,7 +56,7 @@ def load(config: RunConfig[Any]) -> tuple[Data, Task]:
     from tokendial_workloads.captions.tokenizer import tokenizer_of
 
     tokenizer = tokenizer_of(config.model)
-    return Captions(tokenizer), CaptionsTask(tokenizer)
+    return Captions(tokenizer), CaptionsTask(tokenizer, own_data=config.data.path is not None)
 
 
 def serve(folder: str, device: "torch.device", dtype: "torch.dtype", num_slots: int) -> "Serving":

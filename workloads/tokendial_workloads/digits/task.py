@@ -14,6 +14,7 @@ from tokendial_workloads.digits.data import text_tensors
 from tokendial_workloads.digits.tokenizer import digits_tokenizer
 from tokendial_workloads.digits.warmup import CellHead
 from tokendial_workloads.vlm.build import vision_config
+from tokendial_workloads.vlm.card import OWN_DATA
 from tokendial_workloads.vlm.model import TokendialForConditionalGeneration
 from tokendial_workloads.vlm.task import ImageTextTask
 
@@ -21,9 +22,9 @@ from tokendial_workloads.vlm.task import ImageTextTask
 class DigitsTask(ImageTextTask):
     """Quality is the share of questions answered right; a mosaic is asked one question of each type."""
 
-    def __init__(self) -> None:
-        tokenizer, question = digits_tokenizer(), "what is b3"
-        super().__init__(tokenizer, "accuracy", licence=LICENCE, attribution=ATTRIBUTION, question=question)
+    def __init__(self, own_data: bool = False) -> None:
+        terms = OWN_DATA if own_data else {"licence": LICENCE, "attribution": ATTRIBUTION}
+        super().__init__(digits_tokenizer(), "accuracy", question="what is b3", **terms)
 
     def warmup_head(self, config: RunConfig[Any]) -> nn.Module:
         return CellHead(vision_config(config.model.vision, config.model.init_from).hidden_size)

@@ -64,7 +64,7 @@ def load(config: RunConfig[Any]) -> tuple[Data, Task]:
     from tokendial_workloads.digits.data import DigitsMosaics
     from tokendial_workloads.digits.task import DigitsTask
 
-    return DigitsMosaics(), DigitsTask()
+    return DigitsMosaics(), DigitsTask(own_data=config.data.path is not None)
 
 
 def serve(folder: str, device: "torch.device", dtype: "torch.dtype", num_slots: int) -> "Serving":

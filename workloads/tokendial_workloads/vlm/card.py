@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+# Of a model that was trained on a folder of its owner's instead of the workload's embedded data.
+OWN_DATA = {"licence": "That of its owner's data, which it was trained on.", "attribution": ""}
+
 
 @dataclass(frozen=True)
 class Card:
