@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokendial import runs
 from tokendial.contracts import Data, RunConfig, Task
@@ -14,6 +14,9 @@ from tokendial.resolve import from_document
 from tokendial.results import RunResult
 from tokendial.runs import Run, config_hash
 from tokendial.scores import Scores, examples_of, gather, grade
+
+if TYPE_CHECKING:
+    import torch
 
 SPLITS = ("test", "validation")
 
@@ -108,7 +111,7 @@ def score(
     settings = config.evaluation
     chosen = examples_of(data, config, split, examples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = dtype_on(device, config)
     model = task.load(str(folder)).to(device, dtype)
 
     def report(done: int, total: int) -> None:
@@ -116,3 +119,10 @@ def score(
 
     graded = grade(task, model, data, chosen, config, settings.counts, device, dtype, progress=report)
     return gather([graded], split)
+
+
+def dtype_on(device: torch.device, config: RunConfig[Any]) -> torch.dtype:
+    """What training scores in on such a device, and fp32 on a CPU, whatever the run was trained in."""
+    import torch
+
+    return torch.bfloat16 if device.type == "cuda" and config.precision != "fp32" else torch.float32

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tokendial.curve import paired_difference
+from tokendial.evaluate import dtype_on
 from tokendial.experiments import workload
 from tokendial.resolve import resolve
 from tokendial.scores import examples_of, gather, grade
+from tokendial.train import engine
 
 CPU, DTYPE = torch.device("cpu"), torch.float32
 
@@ -24,3 +26,13 @@ def test_runs_on_any_number_of_workers_are_compared_pair_by_pair(world: int) -> 
     one, several = gather([alone], "test"), gather(shares, "test")
     assert several == one
     assert paired_difference({0: several.items}, {0: one.items}).mean == 0
+
+
+def test_a_model_is_scored_again_as_training_scored_it() -> None:
+    gpu = torch.device("cuda")
+    config = resolve("digits.tiny")
+    wanted = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "fp32": torch.float32}
+    for precision, dtype in wanted.items():
+        trained = config.model_copy(update={"precision": precision})
+        assert dtype_on(gpu, trained) is dtype is engine.precision(trained, gpu)
+        assert dtype_on(CPU, trained) is torch.float32
