@@ -294,11 +294,11 @@ def _weights_of(source: str | None, config: RunConfig[Any]) -> tuple[Path | None
     theirs = _parameters(placed(from_document(run.config_document()), run.model))
     ours = _parameters(config)
     if theirs != ours:
-        differing = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
-        told = ", ".join(f"{name} of {theirs.get(name, 0)} parameters, not {ours.get(name, 0)}" for name in differing)
+        parts = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
+        told = ", ".join(f"{name} {theirs.get(name, 0)} → {ours.get(name, 0)}" for name in parts)
         raise ConfigError(
-            f"weights of run {run.name!r} do not fit: it has {told}; give the model settings that it has, or take its "
-            f"tower and language model by model.init_from={run.model}"
+            f"weights of run {run.name!r} do not fit this model (parameters: {told}); give the model settings that it "
+            f"has, or take its tower and language model by model.init_from={run.model}"
         )
     return found.folder / WEIGHTS, run.name
 
