@@ -36,6 +36,14 @@ def test_a_run_bounded_by_tokens_runs_as_many_through_the_language_model(tmp_pat
     assert spent % each == 0
 
 
+def test_counts_that_share_a_step_have_a_loss_each(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "run", configured(ONE_STAGE, "schedule=m3", "micro_batch=4", "budget.steps=2")).work()
+    for logged in lab.logged.values():
+        each = [logged[f"train/loss/k{count}"] for count in (4, 16, 144)]
+        assert len(set(each)) == 3
+        assert sum(each) / 3 == pytest.approx(logged["train/loss"])
+
+
 def test_padding_of_per_example_counts_is_in_the_ledger(tmp_path: Path) -> None:
     query = ("model.projector=query", "model.max_queries=16", "schedule.counts=[4,8,16]", "schedule.mix=sample")
     config = configured("budget.steps=4", ONE_STAGE, "micro_batch=4", *query)

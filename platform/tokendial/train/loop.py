@@ -93,12 +93,12 @@ def run_stage(job: Job, engine: DeepSpeedEngine, stage: StagePlan, state: State,
         targets, text = _agree(job, state, plan, micro)
         fraction = rate(job.config.optimizer, state.step - stage.start, stage.stop - stage.start)
         learning_rate = ds.set_rate(engine, fraction)
-        loss, norm = _passes(job, engine, stage, state, plan, micro, targets)
+        loss, by_count, norm = _passes(job, engine, stage, state, plan, micro, targets)
         seconds = time.perf_counter() - began
         _account(job, stage, state, plan, text, seconds)
         state.step += 1
         state.index += 1
-        after_step(state, _metrics(job, plan, loss, norm, learning_rate, seconds, text))
+        after_step(state, _metrics(job, plan, loss, by_count, norm, learning_rate, seconds, text))
 
 
 def out_of_time(job: Job, state: State) -> bool:
@@ -184,25 +184,29 @@ def _passes(
     plan: Plan | None,
     micro: Sequence[Batch],
     targets: int,
-) -> tuple[float, float]:
-    """Forward, backward and the optimizer step; returns loss per answer token of the global batch and gradient norm."""
-    total = torch.zeros((), device=job.device)
+) -> tuple[float, dict[int, float], float]:
+    """Forward, backward and the optimizer step; loss per answer token of the global batch, by count too where every
+    example ran at each, and gradient norm."""
+    counts = _shared(plan)
+    total, parts = torch.zeros((), device=job.device), torch.zeros(len(counts), device=job.device)
     train_tower = "tower" in stage.config.train
     # DeepSpeed averages over ranks and passes; the loss is a sum over the global batch.
     scale = job.world * job.config.accumulation / targets
     for number, batch in enumerate(micro):
         loss, sums = engine(batch, _todo(job, plan, number), train_tower)
         engine.backward(loss * scale)
-        total += torch.stack(sums).sum() / _repeats(plan)
+        total += torch.stack(sums).sum() / max(1, len(counts))
+        if counts:
+            parts += torch.stack(sums)
         if number < len(micro) - 1:
             engine.step()
-    mean = all_sum([total.item()], job)[0] / targets
+    mean, *means = (value / targets for value in all_sum([total.item(), *parts.tolist()], job))
     if not math.isfinite(mean):
         raise NonFinite(state.index, "loss")
     norm = ds.step(engine)
     if not math.isfinite(norm):
         raise NonFinite(state.index, "gradient")
-    return mean, norm
+    return mean, dict(zip(counts, means, strict=True)), norm
 
 
 def _todo(job: Job, plan: Plan | None, number: int) -> list[Work] | None:
@@ -211,11 +215,11 @@ def _todo(job: Job, plan: Plan | None, number: int) -> list[Work] | None:
     return works(plan, _first(job, number), job.config.rows, masked=job.config.schedule.mix == "sample")
 
 
-def _repeats(plan: Plan | None) -> int:
-    """How many groups see each example: 1, or all of them where every example runs at every count."""
+def _shared(plan: Plan | None) -> list[int]:
+    """The counts that every example runs at in the order of its passes; empty where each example runs at one."""
     if plan is None or plan.groups[0].positions != plan.groups[-1].positions:
-        return 1
-    return len(plan.groups)
+        return []
+    return sorted(plan.counts, reverse=True)
 
 
 def _account(
@@ -285,7 +289,14 @@ def _account_teachers(
 
 
 def _metrics(
-    job: Job, plan: Plan | None, loss: float, norm: float, learning_rate: float, seconds: float, text: Sequence[int]
+    job: Job,
+    plan: Plan | None,
+    loss: float,
+    by_count: Mapping[int, float],
+    norm: float,
+    learning_rate: float,
+    seconds: float,
+    text: Sequence[int],
 ) -> dict[str, float]:
     found = {metrics.LOSS: loss, metrics.LEARNING_RATE: learning_rate, metrics.STEP_SECONDS: seconds}
     found[metrics.GRAD_NORM] = norm
@@ -293,6 +304,5 @@ def _metrics(
         visual = sum(len(group.positions) * group.count for group in plan.groups)
         found[metrics.TOKENS_PER_SECOND] = (visual + sum(text)) / seconds
         found[metrics.COUNT] = visual / sum(len(group.positions) for group in plan.groups)
-        if len(plan.groups) == 1:
-            found[metrics.count_loss(plan.groups[0].count)] = loss
+        found |= {metrics.count_loss(count): value for count, value in by_count.items()}
     return found
