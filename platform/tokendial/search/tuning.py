@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -129,33 +128,26 @@ def run(
         ),
         run_config=RunConfig(name=f"tune-{time.time_ns():x}", storage_path=str(folder / "ray"), verbose=0),
     )
-    failure: list[BaseException] = []
     began, before = time.monotonic(), _trained(desk)
-
-    def fit() -> None:
+    # A future and not a thread to join: one whose join a signal interrupts passes for ended in Python 3.11.
+    with ThreadPoolExecutor(1, "tokendial-tune") as pool:
+        tuning = pool.submit(tuner.fit)
         try:
-            tuner.fit()
-        # Whatever ends Tune is raised again in the thread that waits for it.
-        except BaseException as error:
-            failure.append(error)
-
-    tuning = threading.Thread(target=fit, name="tokendial-tune")
-    tuning.start()
-    try:
-        while tuning.is_alive():
-            tuning.join(POLL_S)
-    except (KeyboardInterrupt, Terminated):
-        desk.closed = True
-        stops.add.remote("all")  # pyright: ignore[reportFunctionMemberAccess]
-        tuning.join()
-        raise
-    finally:
-        desk.book.worked(Session(time.monotonic() - began, slots, _trained(desk) - before))
-        ray.kill(stops)  # pyright: ignore[reportArgumentType]
+            while not wait([tuning], POLL_S).done:
+                pass
+        except (KeyboardInterrupt, Terminated):
+            desk.closed = True
+            stops.add.remote("all")  # pyright: ignore[reportFunctionMemberAccess]
+            wait([tuning])
+            raise
+        finally:
+            desk.book.worked(Session(time.monotonic() - began, slots, _trained(desk) - before))
+            ray.kill(stops)  # pyright: ignore[reportArgumentType]
     if suggestions.refusal is not None:
         raise suggestions.refusal
-    if failure:
-        raise WorkFailed(f"Ray Tune stopped: {str(failure[0]).strip().splitlines()[-1][:500]}") from failure[0]
+    if (failure := tuning.exception()) is not None:
+        last = (str(failure).strip() or type(failure).__name__).splitlines()[-1]
+        raise WorkFailed(f"Ray Tune stopped: {last[:500]}") from failure
 
 
 def _trained(desk: Desk) -> float:
