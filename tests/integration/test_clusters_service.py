@@ -113,7 +113,8 @@ def test_every_panel_of_serving_has_data(service: Service, tmp_path: Path) -> No
     for thread in threads:
         thread.start()
     try:
-        with prometheus(tmp_path, tmp_path / "none.json", f"127.0.0.1:{service.port}", key=service.secret) as address:
+        discovery = service.place.home.parent / "ray" / "prom_metrics_service_discovery.json"
+        with prometheus(tmp_path, discovery, f"127.0.0.1:{service.port}", key=service.secret) as address:
             missing = collect(address, queries("serving"), lambda: True, 120)
         assert missing == set(), "panels without data"
     finally:
