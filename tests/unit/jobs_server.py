@@ -20,6 +20,7 @@ class Dashboard:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    starting: int = 0  # submissions that it refuses, as a head does whose nodes are not up
 
     def add(self, submission: str, run: str, user: str, status: str = "RUNNING", log: str | None = None) -> None:
         """A job of a run; a job that waits has no node yet, and without a log Ray does not find one."""
@@ -44,6 +45,9 @@ class Dashboard:
             case "POST", ["api", "jobs", submission, "stop"]:
                 self.jobs[submission]["status"] = "STOPPED"
                 return 200, {"stopped": True}
+            case "POST", ["api", "jobs"] if self.starting:
+                self.starting -= 1
+                return 500, "No available agent to submit job, please try again later."
             case "POST", ["api", "jobs"]:
                 document = json.loads(body)
                 about, submission = document["metadata"], document["submission_id"]

@@ -15,6 +15,7 @@ from jobs_server import Dashboard, dashboard
 from tokendial import api, identity, runs
 from tokendial.cli import app
 from tokendial.experiments import ConfigError
+from tokendial.failures import WorkFailed
 from tokendial.identity import Identity
 from tokendial.jobs import Cluster, Order
 from tokendial.jobs.follow import follow
@@ -44,6 +45,18 @@ def test_last_on_a_cluster_is_the_callers_own_newest_job_there(board: Dashboard)
     assert api.stop("last", board.url) == board.url
     assert board.jobs["c-1"]["status"] == "STOPPED"
     assert board.jobs["d-1"]["status"] == "RUNNING"
+
+
+def test_a_cluster_that_has_just_started_is_asked_again(board: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokendial.jobs.cluster.POLL_S", 0.01)
+    document = {"submission_id": "n-1", "metadata": {"tokendial_run": "n", "user": ME}}
+    board.starting = 2
+    assert Cluster(board.url).submit(document) == "n-1"
+    assert board.asked.count("POST /api/jobs/") == 3
+    monkeypatch.setattr("tokendial.jobs.cluster.START_S", 0.0)
+    board.starting = 2
+    with pytest.raises(WorkFailed, match="answered POST /api/jobs/ with 500: No available agent"):
+        Cluster(board.url).submit(document)
 
 
 def test_last_on_a_cluster_to_which_the_caller_sent_nothing_is_refused(board: Dashboard) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,6 +21,9 @@ from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 
 TIMEOUT_S = 30.0
+# What Ray says, having started nothing, while its nodes come up.
+NO_AGENT = "No available agent"
+START_S, POLL_S = 60.0, 0.5
 
 
 class Unreachable(WorkFailed):
@@ -53,8 +57,15 @@ class Cluster:
         return f"gcs://{name}"
 
     def submit(self, document: Mapping[str, Any]) -> str:
-        """Start a job and return its submission id."""
-        return self._json("POST", "/api/jobs/", document)["submission_id"]
+        """Start a job and return its submission id; a cluster that has only just started is given a minute."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                return self._json("POST", "/api/jobs/", document)["submission_id"]
+            except WorkFailed as error:
+                if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_S)
 
     def jobs(self) -> list[dict[str, Any]]:
         """Every submitted job that the cluster remembers, oldest first."""
