@@ -104,7 +104,8 @@ class EngineReplica:
         try:
             with self._timed("compile"):
                 await self._engine.compile()
-        except Exception:
+        # What CUDA says of a capture, or that the engine was closed meanwhile.
+        except RuntimeError:
             log.exception("the model's faster forms could not all be made; it serves on without them")
 
     def _refusal(self, error: BadRequest | Busy) -> Refusal:
