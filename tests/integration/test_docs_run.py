@@ -6,8 +6,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ from typing import Any
 import click
 import pytest
 import typer
-from run_lab import say
+from jobs_lab import free_ports
+from prometheus_lab import OPENER
+from run_lab import say, until
 from tokendial.cli import app
 from tokendial.experiments import ConfigError
 from tokendial.resolve import resolve
@@ -42,6 +47,55 @@ def test_the_quickstart_runs_from_top_to_bottom(tmp_path: Path, ray_cluster: str
     assert done.returncode == 0, done.stderr
     for words in ("mean count: 77.6", "FINISHED in", "AUTC", "144 tokens: "):
         assert words in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_make_demo_trains_the_demonstration_to_the_curve_of_the_readme(tmp_path: Path) -> None:
+    done = make("demo", TOKENDIAL_HOME=str(tmp_path / "runs"))
+    out, err = done.communicate()
+    assert done.returncode == 0, err
+    assert "next:" in out
+    result = json.loads(next(tmp_path.glob("runs/*/result.json")).read_text())
+    assert result["trained_counts"] == [4, 16, 144]
+    quality = {int(count): point["quality"] for count, point in result["curve"].items()}
+    assert quality[144] >= 0.93
+    assert quality[4] <= quality[144] - 0.1
+    assert all(rise["ci"][1] >= 0 for rise in result["rises"].values()), "a fall between trained counts"
+    assert {point["n"] for point in result["curve"].values()} == {3 * 2048}
+
+
+@pytest.mark.slow
+def test_make_mlflow_serves_the_runs_folder_to_named_hosts_only(tmp_path: Path) -> None:
+    port = free_ports(1)[0]
+    address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+    server = make("mlflow", PORT=str(port), TOKENDIAL_HOME=str(tmp_path / "runs"))
+    try:
+        until("an answer", lambda: answer(address) == 200, server)
+        assert answer(address, Host="elsewhere.example") == 403
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.communicate()
+
+
+def make(target: str, **environment: str) -> subprocess.Popen[str]:
+    """`make TARGET` in the checkout, in a process group of its own and without the tests' cluster."""
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | environment
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        ["make", target], cwd=ROOT, env=own, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
+
+
+def answer(address: str, **headers: str) -> int:
+    """The status that a server on this machine gives; 0 where there is none."""
+    try:
+        with OPENER.open(urllib.request.Request(address, headers=headers), timeout=10) as answered:
+            return answered.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except OSError:
+        return 0
 
 
 def blocks() -> list[str]:

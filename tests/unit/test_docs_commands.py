@@ -49,6 +49,8 @@ ELSEWHERE = {
     r"tokendial stop RUN": "test_a_stopped_run_ends_as_killed_and_the_same_command_continues_it",
     # Their rows are kept, and every figure follows from its samples.
     r"tokendial bench (train|serve|jobs|search)": "test_recorded_ratios_follow_from_their_recorded_samples",
+    r"make demo": "test_make_demo_trains_the_demonstration_to_the_curve_of_the_readme",
+    r"make mlflow": "test_make_mlflow_serves_the_runs_folder_to_named_hosts_only",
     r"clusters/local/head": "test_a_run_is_sent_followed_and_recorded_as_what_it_is_here",
     r"clusters/local/worker": "test_a_run_over_two_nodes_loses_one_and_goes_on_when_it_is_back_or_on_what_is_left",
     r"mlflow ui": "test_pages_of_mlflow_show_runs_curves_searches_and_models",
