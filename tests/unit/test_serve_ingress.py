@@ -4,7 +4,6 @@ import http.client
 import json
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,6 @@ from endpoint_lab import COUNTS, ScriptedBackend, chat, get, image, post, runnin
 from tokendial.metrics import SERVE
 from tokendial.serve.ingress import Options, create_app
 from tokendial.serve.keys import Key, KeyStore
-
-
-@pytest.fixture(scope="module")
-def backend() -> ScriptedBackend:
-    return ScriptedBackend()
-
-
-@pytest.fixture(scope="module")
-def url(backend: ScriptedBackend) -> Iterator[str]:
-    with running(create_app(backend, Options())) as address:
-        yield address
 
 
 def client(url: str, key: str = "none") -> openai.OpenAI:

@@ -4,24 +4,11 @@ import http.client
 import json
 import re
 import time
-from collections.abc import Iterator
 
 import pytest
-from endpoint_lab import COUNTS, ScriptedBackend, chat, get, post, running
+from endpoint_lab import COUNTS, ScriptedBackend, chat, get, post
 from tokendial.serve.backend import Served
 from tokendial.serve.exposition import Exposition
-from tokendial.serve.ingress import Options, create_app
-
-
-@pytest.fixture(scope="module")
-def backend() -> ScriptedBackend:
-    return ScriptedBackend()
-
-
-@pytest.fixture(scope="module")
-def url(backend: ScriptedBackend) -> Iterator[str]:
-    with running(create_app(backend, Options())) as address:
-        yield address
 
 
 def counted(url: str, series: str, label: str) -> dict[str, float]:
