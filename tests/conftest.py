@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokendial import environment
@@ -61,3 +62,21 @@ def _gloo_group() -> Iterator[None]:
 def worker_process(_gloo_group: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process as the only training worker: a gloo group of one, and what a launcher tells DeepSpeed."""
     monkeypatch.setenv("LOCAL_RANK", "0")
+
+
+@pytest.fixture(scope="module")
+def backend() -> Any:
+    """A backend that answers by a script, for the module's endpoint."""
+    from endpoint_lab import ScriptedBackend
+
+    return ScriptedBackend()
+
+
+@pytest.fixture(scope="module")
+def url(backend: Any) -> Iterator[str]:
+    """Address of a running endpoint over the module's scripted backend."""
+    from endpoint_lab import running
+    from tokendial.serve.ingress import Options, create_app
+
+    with running(create_app(backend, Options())) as address:
+        yield address
