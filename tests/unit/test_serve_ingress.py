@@ -192,6 +192,15 @@ def test_health_readiness_load_and_the_page_answer(url: str) -> None:
     assert "default-src 'none'" in headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/v1/models", "/"])
+def test_what_is_read_answers_a_head_request_without_a_body(url: str, path: str) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    connection.request("HEAD", path)
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (200, b"")
+    connection.close()
+
+
 def test_every_snippet_of_the_page_has_a_place_for_the_key_that_is_asked_for(url: str) -> None:
     page = get(url, "/")[1]
     snippets = page[page.index("const SNIPPETS") : page.index("function snippet()")]

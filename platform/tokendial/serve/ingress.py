@@ -77,6 +77,7 @@ def create_app(
         "/healthz": endpoint.healthz, "/readyz": endpoint.readyz, "/metrics": endpoint.metrics, "/": endpoint.page,
     }.items():  # fmt: skip
         app.add_api_route(path, route, methods=["GET"], responses=READ_RESPONSES)
+        app.add_api_route(path, route, methods=["HEAD"], include_in_schema=False)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
 
     def refused(cause: str, code: int) -> None:
