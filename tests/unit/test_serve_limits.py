@@ -16,7 +16,7 @@ from tokendial.serve.ingress import Options, create_app
 from tokendial.serve.limits import Caps
 from tokendial.serve.schema import ImageUrl
 
-CAPS = Caps(max_body_bytes=100_000, max_body_s=0.5, max_reading=8, max_requests=16, max_header_bytes=4096)
+CAPS = Caps(100_000, 0.5, max_reading=8, max_requests=16, max_held_bytes=250_000, max_header_bytes=4096)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,24 @@ def test_stalled_bodies_do_not_keep_others_out(url: str) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 408")
         connection.close()
     assert post(url, chat())[0] == 200
+
+
+def test_bodies_beyond_the_bytes_that_are_held_are_busy_until_others_end(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    begun = []
+    for length in (b"content-length: 99000", b"transfer-encoding: chunked"):
+        connection = socket.create_connection((host, int(port)), timeout=10)
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n" + length + b"\r\n\r\n")
+        begun.append(connection)
+    time.sleep(0.1)
+    status, answer, headers = post(url, chat(text="x" * 60_000))
+    assert (status, answer["error"]["code"], headers["retry-after"]) == (429, "busy", "1")
+    assert "bytes" in answer["error"]["message"]
+    assert post(url, chat())[0] == 200, "a smaller one has room"
+    for connection in begun:
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+        connection.close()
+    assert post(url, chat(text="x" * 60_000))[0] != 429
 
 
 def test_requests_beyond_the_most_in_work_are_busy_and_the_others_are_served(

@@ -127,7 +127,12 @@ class Endpoint:
         """Give new requests to a version that was started; raises WorkFailed where the endpoint does not take it."""
         settings = self.settings
         limits = Limits(settings.new_tokens, settings.timeout_s)
-        caps = Caps(settings.max_body_mib * 2**20, settings.max_body_s, max_requests=settings.max_requests)
+        caps = Caps(
+            settings.max_body_mib * 2**20,
+            settings.max_body_s,
+            max_requests=settings.max_requests,
+            max_held_bytes=settings.max_held_mib * 2**20,
+        )
         hosts = frozenset(settings.image_hosts)
         terms = Terms(may_bend=settings.may_bend)
         options = Options(limits, caps, terms, hosts, share=1 / settings.processes)

@@ -1,7 +1,7 @@
 """ASGI limits in front of the endpoint: who asks, how often, how large and how slow, decided before anything else.
 
 A body is read here, whole, under a cap of bytes and of seconds, so a slow or endless one never reaches the engine; the
-number of bodies being read and of requests in work is bounded too.
+number of bodies being read, and of requests in work with their bytes, is bounded too.
 """
 
 import asyncio
@@ -36,6 +36,7 @@ class Caps:
     max_body_s: float = 10.0
     max_reading: int = 64
     max_requests: int = 1024
+    max_held_bytes: int = 512 * 2**20
     max_header_bytes: int = 16_384
 
 
@@ -61,7 +62,7 @@ class Gate:
     ) -> None:
         self._app, self._caps, self._keys, self._share, self._refused = app, caps, keys, share, refused
         self._buckets: dict[str, Bucket] = {}
-        self._reading = self._working = 0
+        self._reading = self._working = self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,9 +70,11 @@ class Gate:
         self._working += 1
         for _ in range(scope.pop(REFUSED, 0)):
             self._refused("busy", 429)
+        size = 0
         try:
             state = scope.setdefault("state", {})
             state["key"] = self._admit(scope)
+            size = self._hold(scope)
             body = await self._body(scope, receive)
         except Refused as error:
             self._refused(error.cause, error.status)
@@ -80,6 +83,7 @@ class Gate:
             return await self._app(scope, _replay(body, receive), send)
         finally:
             self._working -= 1
+            self._held_bytes -= size
 
     def _admit(self, scope: Scope) -> Key | None:
         if self._working > self._caps.max_requests and scope["path"] not in WATCHED_PATHS:
@@ -99,13 +103,22 @@ class Gate:
                 raise Refused(429, "rate", f"key {key.name!r} has {key.rate_per_s:g} requests a second", retry_s=wait_s)
         return key
 
+    def _hold(self, scope: Scope) -> int:
+        """Bytes kept for the body until its request ends: what it says of itself, or the cap where it says nothing."""
+        if scope["method"] in ("GET", "HEAD"):
+            return 0
+        cap = self._caps.max_body_bytes
+        said = next((value for name, value in scope["headers"] if name == b"content-length"), str(cap).encode())
+        if not said.isdigit() or int(said[:20]) > cap:
+            raise Refused(413, "size", f"the body has more than {cap} bytes", "body")
+        if self._held_bytes + int(said) > self._caps.max_held_bytes:
+            raise Refused(429, "busy", "the server holds as many bytes of requests as it takes; try again", retry_s=1.0)
+        self._held_bytes += int(said)
+        return int(said)
+
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         if scope["method"] in ("GET", "HEAD"):
             return b""
-        cap = self._caps.max_body_bytes
-        said = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if not said.isdigit() or int(said[:20]) > cap:
-            raise Refused(413, "size", f"the body has more than {cap} bytes", "body")
         if (carried := scope.pop(CARRIED, None)) is not None:
             return carried
         if self._reading >= self._caps.max_reading:
@@ -113,7 +126,7 @@ class Gate:
         self._reading += 1
         try:
             async with asyncio.timeout(self._caps.max_body_s):
-                return await _read(receive, cap)
+                return await _read(receive, self._caps.max_body_bytes)
         except TimeoutError:
             raise Refused(408, "slow", f"the body did not arrive within {self._caps.max_body_s:g} s", "body") from None
         finally:
