@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tokendial.bench.curves import ALLOWANCE, LONG, Curves, Row
+from tokendial.bench.curves import ALLOWANCE, CONTEST_SEEDS, LONG, Curves, Row, of_contest
 from tokendial.bench.replay import (
     contest,
     kendall,
@@ -97,10 +97,21 @@ def test_the_found_schedule_is_better_where_its_interval_says_so() -> None:
     rows = [
         row(0, worth, "versus").model_copy(update={"label": label, "seed": seed})
         for label, line in worths.items()
-        for seed, worth in enumerate(line)
+        for seed, worth in zip(CONTEST_SEEDS, line, strict=True)
     ]
     over = contest(Curves(rows=rows))["found_over"]
     assert over["2:3:5"]["by_seed"] == [0.1, 0.2, 0.3]
     assert (over["2:3:5"]["mean"], over["2:3:5"]["low"]) == (0.2, pytest.approx(-0.0484, abs=1e-4))
     assert (over["2:3:5"]["better"], over["uniform"]["better"]) == (False, True)
     assert contest(Curves(rows=ROWS)) == {}
+
+
+def test_the_seed_that_chose_a_schedule_has_no_part_in_its_contest() -> None:
+    table = Curves(rows=ROWS)
+    assert not {wanted.seed for wanted in of_contest(table)} & {line.seed for line in table.of("space")}
+    rows = [
+        row(0, worth, "versus").model_copy(update={"label": label, "seed": seed})
+        for label, line in {"found": (0.9, 0.5, 0.6), "2:3:5": (0.1, 0.5, 0.5)}.items()
+        for seed, worth in enumerate(line)
+    ]
+    assert contest(Curves(rows=rows))["found_over"]["2:3:5"]["by_seed"] == [0.0, 0.1]

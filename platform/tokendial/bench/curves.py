@@ -42,6 +42,8 @@ SETTING = (
 )
 EXPERIMENT = "digits"
 ALLOWANCE, LONG = 3e12, 6e12
+# Seed 0 chose the found schedule, so it says nothing about how good that one is.
+CONTEST_SEEDS = (1, 2, 3)
 NUM_POINTS = 9
 _QUALITY = "validation/quality/k"
 
@@ -153,12 +155,12 @@ def _named() -> dict[str, tuple[str, ...]]:
 
 
 def of_contest(table: Curves) -> Iterator[Wanted]:
-    """The best of the collected schedules, 2:3:5 and uniform, three seeds each."""
+    """The best of the collected schedules, 2:3:5 and uniform, three seeds each that had no part in the choice."""
     if not table.of("space"):
         raise ConfigError("no schedule was collected; `tokendial bench search collect` comes first")
     best = max(table.of("space"), key=lambda row: row.autc)
     contest = {"found": best.overrides, "2:3:5": ("schedule=tokenflex",), "uniform": ("schedule=uniform",)}
-    for seed in (0, 1, 2):
+    for seed in CONTEST_SEEDS:
         for label, overrides in contest.items():
             yield Wanted(part="versus", label=label, overrides=overrides, seed=seed)
 

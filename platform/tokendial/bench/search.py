@@ -2,7 +2,7 @@
 
     collect   train schedules of the default space once at one equal allowance, with curves on the way (resumable)
     rank      named schedules at two allowances: Kendall's tau between the two rankings
-    versus    the best schedule collected against 2:3:5 and uniform, three seeds each
+    versus    the best schedule collected against 2:3:5 and uniform, on three seeds that did not choose it
     replay    random search, asha, optuna and the Pareto mode on the collected curves, over many seeds
     show      what the file holds
 
