@@ -14,6 +14,7 @@ from tokendial.serve import ingress
 from tokendial.serve.dial import data_image
 from tokendial.serve.ingress import Options, create_app
 from tokendial.serve.limits import Caps
+from tokendial.serve.request import BadRequest
 from tokendial.serve.schema import ImageUrl
 
 CAPS = Caps(100_000, 0.5, max_reading=8, max_requests=16, max_held_bytes=250_000, max_header_bytes=4096)
@@ -42,6 +43,12 @@ def test_a_body_over_the_cap_is_refused_by_its_announced_length(url: str, backen
     answer = raw(url, f"content-length: {CAPS.max_body_bytes + 1}")
     assert answer.startswith(b"HTTP/1.1 413")
     assert backend.requests == []
+
+
+def test_zeros_before_an_announced_length_change_nothing(url: str) -> None:
+    body = json.dumps(chat()).encode()
+    assert raw(url, "content-length: " + "0" * 2000 + str(len(body)), body).startswith(b"HTTP/1.1 200")
+    assert raw(url, "content-length: 1" + "0" * 18).startswith(b"HTTP/1.1 413")
 
 
 def test_a_chunked_body_over_the_cap_is_refused_as_it_comes(url: str) -> None:
@@ -158,3 +165,46 @@ def test_a_large_image_is_decoded_off_the_event_loop(monkeypatch: pytest.MonkeyP
         status, answer, _ = post(url, chat(image(), image(kind="text/plain", content=bytes(ingress.APART_BYTES))))
         assert (status, answer["error"]["param"]) == (400, "messages[0].content[1].image_url.url")
     assert threads == [True, False, True, False]
+
+
+HOSTS = frozenset({"images.example.com"})
+
+
+def by_url(*places: str) -> dict[str, object]:
+    urls = [f"https://images.example.com/{place}" for place in places]
+    return chat(*({"type": "image_url", "image_url": {"url": url}} for url in urls))
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
+    """The allowance of bytes and seconds of each fetch, of which each brings an image of 40 bytes."""
+    told: list[tuple[int, float]] = []
+
+    async def fetch(where: str, _url: str, _hosts: frozenset[str], most: int, timeout_s: float) -> bytes:
+        told.append((most, timeout_s))
+        await asyncio.sleep(0.05)
+        if most < 40:
+            raise BadRequest(f"{where}.url", f"the image has more than {most} bytes")
+        return b"x" * 40
+
+    monkeypatch.setattr(ingress, "fetch", fetch)
+    return told
+
+
+def test_images_by_url_share_an_allowance_of_bytes_and_of_seconds(fetched: list[tuple[int, float]]) -> None:
+    with running(create_app(ScriptedBackend(), Options(image_hosts=HOSTS, max_image_bytes=100))) as url:
+        assert post(url, by_url("a", "b"))[0] == 200
+        assert [most for most, _ in fetched] == [100, 60]
+        assert fetched[1][1] <= fetched[0][1] - 0.05
+        status, answer, _ = post(url, by_url("a", "b", "c"))
+        assert (status, answer["error"]["param"]) == (400, "messages[0].content[2].image_url.url")
+
+
+def test_nothing_is_fetched_for_more_images_than_are_allowed_or_can_be_held(fetched: list[tuple[int, float]]) -> None:
+    caps = Caps(max_body_bytes=2000, max_held_bytes=2000)
+    with running(create_app(ScriptedBackend(), Options(caps=caps, image_hosts=HOSTS, max_image_bytes=1900))) as url:
+        status, answer, _ = post(url, by_url(*"abcde"))
+        assert (status, answer["error"]["message"]) == (400, "5 images; at most 4 are allowed")
+        assert post(url, by_url("a"))[0] == 429
+        assert post(url, chat(image()))[0] == 200
+        assert fetched == []

@@ -135,7 +135,7 @@ class Endpoint:
         )
         hosts = frozenset(settings.image_hosts)
         terms = Terms(may_bend=settings.may_bend)
-        options = Options(limits, caps, terms, hosts, share=1 / settings.processes)
+        options = Options(limits, caps, terms, hosts, settings.engine.max_images, share=1 / settings.processes)
         endpoint = serve.deployment(
             name="endpoint",
             num_replicas=settings.processes,

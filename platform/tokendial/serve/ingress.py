@@ -9,7 +9,7 @@ import math
 import sqlite3
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +25,12 @@ from tokendial.serve.backend import Backend, Served, Whole
 from tokendial.serve.dial import Limits, Terms, asks, data_image, model_name, serve_request
 from tokendial.serve.exposition import Exposition
 from tokendial.serve.keys import Key, KeyStore, Usage
-from tokendial.serve.limits import Caps, Gate
+from tokendial.serve.limits import Caps, Gate, Refused
 from tokendial.serve.openapi import CHAT, READ_RESPONSES, RESPONSES, document
 from tokendial.serve.proxy import FULL
-from tokendial.serve.remote import fetch
+from tokendial.serve.remote import TIMEOUT_S, fetch
 from tokendial.serve.request import BadRequest, Busy, Done, ServeRequest
-from tokendial.serve.schema import ChatRequest, images, parse, problem
+from tokendial.serve.schema import ChatRequest, ImageUrl, images, parse, problem
 from tokendial.serve.streams import CLIENT_LEFT, EventStream, Left, unless_left
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class Options:
     caps: Caps = field(default_factory=Caps)
     terms: Terms = field(default_factory=Terms)
     image_hosts: frozenset[str] = frozenset()
+    max_images: int = 4
     max_image_bytes: int = 20 * 2**20
     share: float = 1.0
 
@@ -113,7 +114,7 @@ class Endpoint:
                 code = self._status(served, owner, 404)
                 message = f"model {name!r} is not served here; {served.name!r} is"
                 return JSONResponse(problem(code, message, "model", "model_not_found"), code)
-            made = await self._understood(asked, suffix, served, key)
+            made = await self._understood(asked, suffix, served, key, request.scope["state"]["hold"])
             envelope = shape.Envelope(f"chatcmpl-{made.id}", asked.model, served, int(time.time()))
             if asked.stream:
                 with_usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -198,18 +199,34 @@ class Endpoint:
             self._keys.record(self._used)
 
     async def _understood(
-        self, asked: ChatRequest, suffix: int | None, served: Served, key: Key | None
+        self, asked: ChatRequest, suffix: int | None, served: Served, key: Key | None, hold: Callable[[int], None]
     ) -> ServeRequest:
         counts = asks(asked, suffix, served.counts)
-        files: dict[str, bytes] = {}
-        for where, image in images(asked):
-            if image.url[:5].lower() == "data:":
-                files[where] = await _read(len(image.url), data_image, where, image)
-            else:
-                hosts, most = self._options.image_hosts, self._options.max_image_bytes
-                files[where] = await fetch(where, image.url, hosts, most)
+        shown = images(asked)
+        if len(shown) > self._options.max_images:
+            raise BadRequest("messages", f"{len(shown)} images; at most {self._options.max_images} are allowed")
+        files = {
+            where: await _read(len(image.url), data_image, where, image) for where, image in shown if _is_data(image)
+        }
+        files |= await self._fetched([(where, image.url) for where, image in shown if not _is_data(image)], hold)
         terms = self._options.terms if key is None else Terms(key.may_bend, key.min_quality, key.priority)
         return serve_request(asked, uuid.uuid4().hex, files, counts, terms, self._options.limits)
+
+    async def _fetched(self, urls: Sequence[tuple[str, str]], hold: Callable[[int], None]) -> dict[str, bytes]:
+        """Images by URL; all of a request's have one allowance of bytes, held from the start, and one of seconds."""
+        hosts, room = self._options.image_hosts, self._options.max_image_bytes
+        if urls and hosts:
+            try:
+                hold(room)
+            except Refused as error:
+                raise Busy(str(error), retry_after_s=1.0) from None
+        ends_s = time.monotonic() + TIMEOUT_S
+        files: dict[str, bytes] = {}
+        for where, url in urls:
+            left_s = max(0.0, ends_s - time.monotonic())
+            files[where] = await fetch(where, url, hosts, room, timeout_s=left_s)
+            room -= len(files[where])
+        return files
 
     async def _streamed(
         self,
@@ -265,6 +282,10 @@ class Endpoint:
 async def _read(size: int, function: Callable[..., T], *arguments: Any) -> T:
     """What a function makes of so many bytes, in a thread where they are many."""
     return function(*arguments) if size < APART_BYTES else await asyncio.to_thread(function, *arguments)
+
+
+def _is_data(image: ImageUrl) -> bool:
+    return image.url[:5].lower() == "data:"
 
 
 def _model(served: Served) -> Mapping[str, Any]:

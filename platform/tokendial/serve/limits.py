@@ -49,7 +49,8 @@ class Refused(Exception):
 
 
 class Gate:
-    """The ASGI application behind the limits. `scope["state"]["key"]` is the caller's key, None where none is needed.
+    """The ASGI application behind the limits. `scope["state"]` has the caller's `key`, None where none is needed, and
+    `hold`, which counts further bytes as held until the request ends, or raises Refused.
 
     Args:
         keys: the store; without one everybody may ask.
@@ -70,11 +71,20 @@ class Gate:
         self._working += 1
         for _ in range(scope.pop(REFUSED, 0)):
             self._refused("busy", 429)
-        size = 0
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if self._held_bytes + size > self._caps.max_held_bytes:
+                message = "the server holds as many bytes of requests as it takes; try again"
+                raise Refused(429, "busy", message, retry_s=1.0)
+            self._held_bytes += size
+            held += size
+
         try:
             state = scope.setdefault("state", {})
-            state["key"] = self._admit(scope)
-            size = self._hold(scope)
+            state["key"], state["hold"] = self._admit(scope), hold
+            hold(self._announced(scope))
             body = await self._body(scope, receive)
         except Refused as error:
             self._refused(error.cause, error.status)
@@ -83,7 +93,7 @@ class Gate:
             return await self._app(scope, _replay(body, receive), send)
         finally:
             self._working -= 1
-            self._held_bytes -= size
+            self._held_bytes -= held
 
     def _admit(self, scope: Scope) -> Key | None:
         if self._working > self._caps.max_requests and scope["path"] not in WATCHED_PATHS:
@@ -103,18 +113,16 @@ class Gate:
                 raise Refused(429, "rate", f"key {key.name!r} has {key.rate_per_s:g} requests a second", retry_s=wait_s)
         return key
 
-    def _hold(self, scope: Scope) -> int:
-        """Bytes kept for the body until its request ends: what it says of itself, or the cap where it says nothing."""
+    def _announced(self, scope: Scope) -> int:
+        """Bytes of the body by what it says of itself, or the cap where it says nothing."""
         if scope["method"] in ("GET", "HEAD"):
             return 0
         cap = self._caps.max_body_bytes
         said = next((value for name, value in scope["headers"] if name == b"content-length"), str(cap).encode())
-        if not said.isdigit() or int(said[:20]) > cap:
+        digits = said.lstrip(b"0") or b"0"
+        if not said.isdigit() or len(digits) > 20 or int(digits) > cap:
             raise Refused(413, "size", f"the body has more than {cap} bytes", "body")
-        if self._held_bytes + int(said) > self._caps.max_held_bytes:
-            raise Refused(429, "busy", "the server holds as many bytes of requests as it takes; try again", retry_s=1.0)
-        self._held_bytes += int(said)
-        return int(said)
+        return int(digits)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         if scope["method"] in ("GET", "HEAD"):
