@@ -127,14 +127,18 @@ def report(references: Sequence[str]) -> list[RunResult]:
     return [runs.find(reference).read_result() for reference in references]
 
 
-def comparison(results: Sequence[RunResult]) -> Path:
-    """One offline HTML file that compares runs, grouped by seed."""
+def comparison(references: Sequence[str]) -> Path:
+    """One offline HTML file that compares finished runs, grouped by seed."""
     from tokendial.report import compare_report
 
+    found = [runs.find(reference) for reference in references]
+    results = [run.read_result() for run in found]
+    scores = {
+        result.name: Scores.read(run.folder / "scores.json").items for run, result in zip(found, results, strict=True)
+    }
     folder = runs.home() / "reports"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{'--'.join(result.name for result in results)[:150]}.html"
-    scores = {result.name: Scores.read(runs.find(result.name).folder / "scores.json").items for result in results}
     runs.write_atomically(path, compare_report(results, scores))
     return path
 

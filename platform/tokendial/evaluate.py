@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tokendial import runs
 from tokendial.contracts import Data, RunConfig, Task
 from tokendial.experiments import ConfigError, workload
-from tokendial.model_folder import read_card
+from tokendial.model_folder import CARD, read_card
 from tokendial.resolve import from_document
 from tokendial.results import RunResult
 from tokendial.runs import Run, config_hash
@@ -33,7 +33,9 @@ def evaluate(
     What the run did and spent comes along where the run's folder is there.
     """
     folder, run = _located(model)
-    trained = run.read_result() if run is not None and run.result.exists() else None
+    # An unfinished run has no card, and is told of by its status.
+    told = run is not None and (run.result.exists() or not (folder / CARD).is_file())
+    trained = run.read_result() if run is not None and told else None
     card = read_card(folder)
     config = from_document(card.config)
     chosen = workload(card.workload)

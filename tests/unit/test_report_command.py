@@ -50,6 +50,19 @@ def test_one_run_says_where_its_figures_are(home: Path) -> None:
     assert f"curve:         {figures['curve']}" in said(run).stdout
 
 
+def test_runs_elsewhere_are_compared_by_their_folders(
+    pair: tuple[str, str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [str(home / name) for name in pair]
+    monkeypatch.setenv("TOKENDIAL_HOME", str(tmp_path / "own"))
+    # A run of the same name under the own runs folder is another one.
+    finished(samples.result(None, 0))
+    (tmp_path / "own" / pair[0] / "scores.json").write_text("{}")
+    done = said(*folders)
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "own" / "reports").iterdir())) == 1
+
+
 def test_a_run_beside_itself_is_refused(pair: tuple[str, str]) -> None:
     done = said(pair[0], pair[0])
     assert (done.exit_code, done.stderr) == (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokendial import runs
+from tokendial import api, runs
 from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
 from tokendial.identity import Identity, user_name
@@ -98,6 +98,23 @@ def test_a_run_is_found_by_its_folder_and_twins_are_never_the_last(home: Path) -
     assert runs.find("last").name == "first"
     assert runs.find(str(first.folder)).folder == first.folder
     assert runs.find("twin").record.twin_of == "first"
+
+
+ASKED = {
+    "report": lambda name: api.report([name]),
+    "export": lambda name: api.export(name, Path(name) / "copy"),
+    "eval": api.evaluate,
+}
+
+
+@pytest.mark.parametrize("command", ASKED)
+def test_an_unfinished_run_is_told_of_by_its_status(command: str, home: Path) -> None:
+    run = runs.create("it", config(), ME)
+    with pytest.raises(ConfigError, match=r"^run 'it' has no result; its status is RUNNING$"):
+        ASKED[command]("it")
+    run.update(status="KILLED", error="it was stopped")
+    with pytest.raises(ConfigError, match=r"^run 'it' has no result; its status is KILLED: it was stopped$"):
+        ASKED[command]("last")
 
 
 def test_a_run_is_continued_from_the_source_it_began_with(home: Path) -> None:

@@ -16,7 +16,6 @@ from tokendial.experiments import ConfigError
 from tokendial.progress import progress_reporter
 
 if TYPE_CHECKING:
-    from tokendial.results import RunResult
     from tokendial.search.found import SearchResult
 
 
@@ -83,7 +82,7 @@ def report(
             else:
                 print(json.dumps({"runs": [result.model_dump(mode="json") for result in results]}))
             return None
-        page = _compared(results) if len(results) > 1 else None
+        page = _compared(runs) if len(results) > 1 else None
         for result in results:
             print_result(result, json_=False)
             for name, path in result.figures.items():
@@ -94,11 +93,11 @@ def report(
     return None
 
 
-def _compared(results: list[RunResult]) -> Path:
+def _compared(runs: list[str]) -> Path:
     from tokendial import api
 
     try:
-        return api.comparison(results)
+        return api.comparison(runs)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
