@@ -38,6 +38,19 @@ def animation() -> bytes:
     return encode(red, "GIF", save_all=True, append_images=[blue])
 
 
+def exif(*entries: tuple[int, int, bytes]) -> bytes:
+    """EXIF of (tag, type, four bytes of value) each."""
+    fields = b"".join(struct.pack("<HHI", tag, kind, 1) + value for tag, kind, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + fields + bytes(4)
+
+
+def with_text(name: str) -> bytes:
+    """A PNG that has a text where Pillow looks for something else."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text(name, "a text")
+    return encode(RAMP, "PNG", pnginfo=info)
+
+
 def palette_with_transparency() -> bytes:
     image = Image.new("P", (6, 6), 0)
     image.putpalette([255, 0, 0, 0, 255, 0])
@@ -83,6 +96,15 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "4200 pixels in 5.* bytes; one so large has at least 0.02 bytes a pixel",
     ),
     "PNG like a thread": (lambda: png_header(4_000, 2), "sides may differ"),
+    "PNG of EXIF cut in its head": (lambda: encode(RAMP, "PNG", exif=b"II*\0"), "damaged"),
+    "PNG of BigTIFF EXIF cut in its head": (lambda: encode(RAMP, "PNG", exif=b"II+\0" + bytes(4)), "damaged"),
+    "WebP of EXIF cut in its head": (lambda: encode(RAMP.convert("RGB"), "WEBP", exif=b"II*\0"), "damaged"),
+    "WebP of BigTIFF EXIF cut in its head": (
+        lambda: encode(RAMP.convert("RGB"), "WEBP", exif=b"II+\0" + bytes(4)),
+        "damaged",
+    ),
+    "PNG of a text as XMP": (lambda: with_text("xmp"), "damaged"),
+    "PNG of a text as transparency": (lambda: with_text("transparency"), "damaged"),
     "PNG of texts that unpack to 32 MiB": (lambda: encode(RAMP, "PNG", pnginfo=texts(32)), "much memory used in text"),
 }
 
@@ -150,6 +172,13 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
         8: lambda a: a.T[::-1],
     }[orientation](np.asarray(RAMP))
     assert (np.asarray(image)[..., 0] == turned).all()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_the_orientation_is_applied_whatever_else_the_exif_says(kind: str) -> None:
+    odd = exif((0x0100, 11, struct.pack("<f", 2.5)), (0x0112, 3, struct.pack("<HH", 6, 0)))
+    image = decode_image(encode(RAMP.convert("RGB"), kind, exif=b"Exif\0\0" + odd))
+    assert np.abs(np.asarray(image, int)[..., 0] - np.asarray(RAMP, int).T[:, ::-1]).max() < 40
 
 
 def test_a_file_that_is_refused_is_named(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ orientation is applied. Everything else, a truncated file included, is refused w
 decoder for a refused format is never started, so no child process runs.
 """
 
+import struct
 import warnings
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_BYTES = 32 * 2**20
@@ -24,6 +25,17 @@ LEAST_BYTES_PER_PIXEL = 0.02
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 2**20
 # Bytes that decoding takes for each pixel at its peak, copies included; by mode, others are taken for 12.
 _PEAK_BYTES = {"1": 5, "L": 5, "RGB": 4, "CMYK": 8, "P": 10}
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow raises at a damaged file, by where the damage is.
+_DAMAGES = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)
 
 
 def open_image(path: str | Path, **limits: float) -> Image.Image:
@@ -50,12 +62,13 @@ def decode_image(
         image = _header(content)
         _check_size(image, max_pixels, max_aspect)
         _check_weight(image, len(content))
+        kind = image.format
         try:
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)
+            image = _upright(image)
             return _rgb(image)
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-            raise ValueError(f"the {image.format} image is damaged or truncated: {error}") from error
+        except _DAMAGES as error:
+            raise ValueError(f"the {kind} image is damaged or truncated: {error}") from error
 
 
 def _header(content: bytes) -> Image.Image:
@@ -65,7 +78,7 @@ def _header(content: bytes) -> Image.Image:
         raise ValueError(f"the image is not one of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"the image is too large: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except _DAMAGES as error:
         raise ValueError(f"the image header is damaged: {error}") from error
 
 
@@ -89,6 +102,12 @@ def _check_weight(image: Image.Image, num_bytes: int) -> None:
             f"the image is {image.width} × {image.height} pixels in {num_bytes} bytes; one so large has at least "
             f"{LEAST_BYTES_PER_PIXEL} bytes a pixel"
         )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says, which alone is read: ImageOps.exif_transpose writes all of the EXIF anew."""
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
