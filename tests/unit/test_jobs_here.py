@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,49 @@ def test_the_drivers_log_has_each_stage_once_in_a_while_warnings_and_how_it_ende
     ]  # fmt: skip
     assert len(seen) == 4
     assert logging.getLogger("tokendial").handlers == []
+
+
+def lines_of(folder: Path) -> list[str]:
+    return [line.split(": ", 1)[1] for line in (folder / "driver.log").read_text().splitlines()]
+
+
+def test_drivers_beside_each_other_have_their_own_lines_until_each_ends(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest's own handlers, which a command does not have.
+    monkeypatch.setattr(logging.getLogger("tokendial"), "propagate", False)
+    warned, turn = logging.getLogger("tokendial.tracking"), threading.Barrier(2)
+
+    def drive(name: str) -> None:
+        with driver_log(tmp_path / name, lambda latest: None) as progress:
+            turn.wait(10)
+            # As a watching thread tells of it.
+            told = threading.Thread(target=progress, args=({"stage": f"all of {name}"},))
+            told.start()
+            told.join()
+            warned.warning("%s is warned", name)
+            turn.wait(10)
+            if name == "first":
+                return
+            ended.wait(10)
+            progress({"stage": f"export of {name}"})
+            warned.warning("%s is alone", name)
+
+    ended = threading.Event()
+    drivers = [threading.Thread(target=drive, args=(name,)) for name in ("first", "second")]
+    for driver in drivers:
+        driver.start()
+    drivers[0].join()
+    ended.set()
+    drivers[1].join()
+    assert lines_of(tmp_path / "first") == ["all of first", "first is warned"]
+    assert lines_of(tmp_path / "second") == [
+        "all of second", "second is warned", "export of second", "second is alone"
+    ]  # fmt: skip
+    said = capfd.readouterr().err.splitlines()
+    assert sorted(said) == ["first is warned", "second is alone", "second is warned"]
+    assert logging.getLogger("tokendial").handlers == []
+    assert logging.getLogger("tokendial").level == logging.NOTSET
 
 
 def test_runs_of_a_job_lie_outside_rays_copy_of_the_working_folder(
