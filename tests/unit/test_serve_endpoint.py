@@ -5,9 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from endpoint_lab import ScriptedBackend, get, running
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
 from tokendial.serve import endpoint
 from tokendial.serve.endpoint import ReplicaBackend
 from tokendial.serve.exposition import Exposition
+from tokendial.serve.ingress import Options, create_app
 from tokendial.serve.replica import Refusal
 from tokendial.serve.request import Busy, Sampling, ServeRequest
 
@@ -106,3 +110,21 @@ def test_many_who_ask_for_the_load_at_once_ask_the_replicas_once() -> None:
 
     asyncio.run(use())
     assert asked == ["load"]
+
+
+def test_without_an_engine_the_endpoint_is_not_ready_and_its_page_says_no_replicas() -> None:
+    class Nobody:
+        def broadcast(self, _method: str) -> "Nobody":
+            return self
+
+        async def results_async(self, **_: Any) -> list[Any]:
+            raise DeploymentUnavailableError(DeploymentID("engine", "tokendial-engine-1"))
+
+    backend = ReplicaBackend(Exposition(), 1)
+    backend._handle, backend._served = Nobody(), ScriptedBackend().served()  # type: ignore[assignment]
+    with running(create_app(backend, Options())) as url:
+        assert get(url, "/readyz")[0] == 503
+        assert get(url, "/load")[1] == {"model": "scripted", "replicas": {}}
+        status, text, _ = get(url, "/metrics")
+    assert status == 200
+    assert 'tokendial_serve_replicas{model="scripted"} 0.0' in text

@@ -123,6 +123,9 @@ class ReplicaBackend:
             # One of many may hang; what was heard last holds for a while.
             if time.monotonic() - self._load[0] > LOAD_FORGOTTEN_S:
                 self._load = self._load[0], {}
+        except DeploymentUnavailableError:
+            # No replica runs: that is known at once.
+            self._load = time.monotonic(), {}
 
     def examples(self) -> Sequence[Mapping[str, str]]:
         return self._examples
