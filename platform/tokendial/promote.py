@@ -104,13 +104,14 @@ def promote(
     test = test_result(run, config, recorded, progress)
     assert test.autc is not None, "a test result has a curve"
     digest = _data_digest(run)
-    better = is_champion or _is_better(uri, name, test, digest, champion, force or dry_run)
+    basis = _basis(config, test, digest)
+    better = is_champion or _is_better(uri, name, test, basis, champion, force or dry_run)
     progress({"stage": "measuring latency"})
     measured = latency(run.model, config, sorted(test.curve))
     version, before = known if is_champion else None, champion.version if champion and not is_champion else None
     if not dry_run and not is_champion:
         progress({"stage": "registering"})
-        version = known or _register(uri, name, _sealed(run, test, measured, digest), run, test, search, digest)
+        version = known or _register(uri, name, _sealed(run, test, measured, digest), run, test, search, basis)
         reason = f"promoted {test.name}: AUTC {test.autc:.4f} on test" + ("" if better else ", forced")
         registry.move_alias(uri, name, version, identity.user_name(), reason)
     return Promotion(
@@ -228,21 +229,34 @@ def _check_record(run: Run, recorded: RunResult, progress: Progress) -> None:
             )
 
 
-def _is_better(uri: str, name: str, test: RunResult, digest: str, champion: Standing | None, force: bool) -> bool:
+def _basis(config: RunConfig[Any], test: RunResult, digest: str) -> dict[str, str]:
+    """Tags that two versions share where their curves can be compared: what was asked, of how many, and how long."""
+    questions = next(iter(test.curve.values())).n
+    tokens = config.evaluation.max_new_tokens
+    return {"metric": test.metric, "data": digest, "n": str(questions), "max_new_tokens": str(tokens)}
+
+
+def _is_better(
+    uri: str, name: str, test: RunResult, basis: Mapping[str, str], champion: Standing | None, force: bool
+) -> bool:
     """Whether the model is at least as good as the champion; ConfigError where it is not, or cannot be compared."""
     if champion is None:
         return True
     from tokendial.tracking import registry
 
     tags = registry.resolve(uri, f"{name}/{champion.version}").tags
-    same = (tags.get("metric"), tags.get("data"), set(champion.curve)) == (test.metric, digest, set(test.curve))
+    same = basis.items() <= tags.items() and set(champion.curve) == set(test.curve)
     better = same and (test.autc or 0.0) >= champion.autc - ROUNDING
     if better or force:
         return better
     if not same:
+        theirs = {tag: tags.get(tag, "not known") for tag in basis}
+        other = [f"{tag} {basis[tag][:12]} against {theirs[tag][:12]}" for tag in basis if basis[tag] != theirs[tag]]
+        if set(champion.curve) != set(test.curve):
+            other.append(f"counts {sorted(test.curve)} against {sorted(champion.curve)}")
         raise ConfigError(
-            f"run {test.name!r} cannot be compared with the champion {name}/{champion.version}: another metric, test "
-            "set or evaluation grid; --force promotes it all the same"
+            f"run {test.name!r} cannot be compared with the champion {name}/{champion.version}, which was scored "
+            f"otherwise ({', '.join(other)}); --force promotes it all the same"
         )
     raise ConfigError(
         f"run {test.name!r} has AUTC {test.autc:.4f} on test and the champion {name}/{champion.version} "
@@ -295,14 +309,15 @@ def _registered_before(uri: str, name: str, run: Run) -> int | None:
     return found[-1].version if found else None
 
 
-def _register(uri: str, name: str, folder: Path, run: Run, test: RunResult, search: str | None, digest: str) -> int:
+def _register(
+    uri: str, name: str, folder: Path, run: Run, test: RunResult, search: str | None, basis: Mapping[str, str]
+) -> int:
     from tokendial.tracking import registry
 
     tags = {
         "run": run.name,
         "search": search or "",
-        "metric": test.metric,
-        "data": digest,
+        **basis,
         "autc": f"{test.autc:.6f}",
         "curve": json.dumps({str(count): round(point.quality, 6) for count, point in sorted(test.curve.items())}),
         "commit": test.commit,

@@ -1,13 +1,16 @@
 """The model registry on a real SQLite store: versions, digests, the champion and the way back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokendial import promote
 from tokendial.experiments import ConfigError
 from tokendial.model_folder import DIGESTS, digests
+from tokendial.results import RunResult
 from tokendial.tracking import registry
 from tokendial.tracking.server import connect
-from tracking_samples import fresh_store
+from tracking_samples import CURVE, config, fresh_store, result
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
@@ -116,3 +119,49 @@ def test_a_move_that_was_cut_short_and_done_again_counts_once(uri: str, tmp_path
     client.set_registered_model_alias("digits", "champion", "3")
     assert registry.rollback(uri, "digits", "eve", "again").version == 2
     assert registry.rollback(uri, "digits", "eve", "").version == 1
+
+
+def test_a_rollback_never_goes_to_a_version_that_no_alias_ever_was_on(uri: str, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        registry.register(uri, "digits", sealed(tmp_path / str(number), bytes([number])), None, {})
+    client = connect(uri)
+    registry.move_alias(uri, "digits", 1, by="ada", reason="")
+    # Cut short: the record of the move is there, and the alias is where it was.
+    registry.move_alias(uri, "digits", 2, by="ada", reason="")
+    client.set_registered_model_alias("digits", "champion", "1")
+    with pytest.raises(ConfigError, match="no version that was champion before"):
+        registry.rollback(uri, "digits", "eve", "")
+    registry.move_alias(uri, "digits", 3, by="ada", reason="")
+    assert registry.rollback(uri, "digits", "eve", "").version == 1
+    with pytest.raises(ConfigError, match="no version that was champion before"):
+        registry.rollback(uri, "digits", "eve", "")
+
+
+def test_a_model_scored_on_another_number_of_examples_does_not_take_the_champions_place(
+    uri: str, tmp_path: Path
+) -> None:
+    def scored(n: int) -> RunResult:
+        return result(tmp_path, None, curve={k: replace(point, n=n) for k, point in CURVE.items()})
+
+    def basis(n: int, tokens: int = 4) -> dict[str, str]:
+        evaluation = config().evaluation.model_copy(update={"max_new_tokens": tokens})
+        return promote._basis(config(evaluation=evaluation), scored(n), "b" * 64)
+
+    def better(n: int, tokens: int = 4, force: bool = False) -> bool:
+        champion = promote.standing(uri, "digits")
+        return promote._is_better(uri, "digits", scored(n), basis(n, tokens), champion, force)
+
+    curve = {"curve": '{"4": 0.1, "16": 0.2}'}
+    registry.register(uri, "digits", sealed(tmp_path / "1", b"one"), None, {**basis(4096), **curve})
+    registry.move_alias(uri, "digits", 1, by="ada", reason="")
+    assert better(4096)
+    assert not better(8, force=True)
+    with pytest.raises(ConfigError, match=r"the champion digits/1, which was scored otherwise \(n 8 against 4096\)"):
+        better(8)
+    with pytest.raises(ConfigError, match=r"\(max_new_tokens 16 against 4\)"):
+        better(4096, tokens=16)
+    before = {tag: basis(4096)[tag] for tag in ("metric", "data")}
+    registry.register(uri, "digits", sealed(tmp_path / "2", b"two"), None, {**before, **curve})
+    registry.move_alias(uri, "digits", 2, by="ada", reason="")
+    with pytest.raises(ConfigError, match=r"\(n 4096 against not known, max_new_tokens 4 against not known\)"):
+        better(4096)

@@ -161,8 +161,7 @@ def rollback(uri: str, name: str, by: str, reason: str, alias: str = CHAMPION) -
     if now is None:
         raise ConfigError(f"model {name!r} has no {alias}, so there is none to move back")
     held = _held(history(uri, name, alias))
-    if held[-1:] != [int(now)]:
-        held.append(int(now))
+    _be_at(int(now), held)
     if len(held) < 2:
         raise ConfigError(f"model {name!r} has no version that was {alias} before; it can only be moved forward")
     return move_alias(uri, name, held[-2], by, reason, alias, back=True)
@@ -171,18 +170,27 @@ def rollback(uri: str, name: str, by: str, reason: str, alias: str = CHAMPION) -
 def _held(moves: Iterable[Move]) -> list[int]:
     """Versions by the times that an alias came to them, those it was moved back from left out.
 
-    A move by other means left no record but the next one's `before`; one that was cut short is recorded twice.
+    A move by other means left no record but the next one's `before`; one that was cut short has a record, and the
+    alias never was there.
     """
     held: list[int] = []
     for move in moves:
         known = [move.before] if move.back else [move.before, move.version]
         if move.before is not None and (not held or held[-1] not in known):
-            held.append(move.before)
+            _be_at(move.before, held)
         if move.back:
             held.pop()
         elif held[-1:] != [move.version]:
             held.append(move.version)
     return held
+
+
+def _be_at(version: int, held: list[int]) -> None:
+    """Bring what the records say to where the alias is: before the last move, where that one never came about."""
+    if held[-2:-1] == [version] and held[-1] != version:
+        held.pop()
+    elif held[-1:] != [version]:
+        held.append(version)
 
 
 def history(uri: str, name: str, alias: str = CHAMPION) -> list[Move]:
