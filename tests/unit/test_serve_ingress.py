@@ -34,6 +34,21 @@ def test_the_official_client_reads_an_answer_and_reaches_the_dial_without_extra_
     assert (answer.usage.visual_tokens, answer.usage.expected_quality, answer.usage.reason) == (16, 0.75, "asked")
 
 
+@pytest.mark.parametrize("how", ["create", "parse", "stream"])
+def test_the_official_client_sends_an_answer_back_as_it_came(url: str, backend: ScriptedBackend, how: str) -> None:
+    completions = client(url).chat.completions
+    messages: list[Any] = [{"role": "user", "content": "what is it"}]
+    if how == "stream":
+        with completions.stream(model="scripted", messages=messages) as stream:
+            answer = stream.get_final_completion()
+    else:
+        answer = getattr(completions, how)(model="scripted", messages=messages)
+    messages += [answer.choices[0].message, {"role": "user", "content": "and then"}]
+    second = completions.create(model="scripted", messages=messages)
+    assert second.choices[0].message.content == "and then "
+    assert [turn.parts for turn in backend.requests[-1].turns] == [("what is it",), ("what is it ",), ("and then",)]
+
+
 def test_each_door_opens(url: str) -> None:
     by_detail = ask(url, "scripted", image("low"), image("high"), image("auto"))
     assert by_detail.usage.visual_tokens_per_image == [COUNTS[0], COUNTS[-1], COUNTS[-1]]

@@ -44,6 +44,27 @@ def test_null_means_absent_for_openais_optional_fields() -> None:
     assert parse(encoded({**chat(), **absent})).stop is None
 
 
+EMPTY = ("refusal", "annotations", "audio", "function_call", "tool_calls", "parsed")
+
+
+def answered(**fields: Any) -> dict[str, Any]:
+    question = {"role": "user", "content": "x"}
+    return {"model": "m", "messages": [question, {"role": "assistant", "content": "y", **fields}, question]}
+
+
+def test_what_an_answer_does_not_have_may_come_back_empty() -> None:
+    assert parse(encoded(answered(**dict.fromkeys(EMPTY)))).messages[1].content == "y"
+    assert parse(encoded(answered(annotations=[], tool_calls=[]))).messages[1].content == "y"
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("value", ["no", {"id": "a"}, [{"id": "a"}], False], ids=str)
+def test_what_no_answer_here_has_is_refused_by_name(name: str, value: Any) -> None:
+    error = refusal(answered(**{name: value}))
+    assert error.field == f"messages[1].{name}"
+    assert str(error).startswith(f"messages[1].{name}")
+
+
 @pytest.mark.parametrize(
     "name", ["tools", "functions", "logprobs", "response_format", "user", "logit_bias", "presence_penalty", "store"]
 )

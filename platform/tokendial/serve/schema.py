@@ -49,6 +49,7 @@ Parts = Annotated[
     list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1, max_length=MAX_MESSAGES)
 ]
 Texts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)]
+Empty = Annotated[list[Any], Field(max_length=0)]
 
 
 class UserMessage(Part):
@@ -62,8 +63,16 @@ class SystemMessage(Part):
 
 
 class AssistantMessage(Part):
+    """An answer as OpenAI's client sends it back: with what no answer here has, empty."""
+
     role: Literal["assistant"]
     content: Text | Texts
+    refusal: None = None
+    annotations: Empty | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Empty | None = None
+    parsed: None = None
 
 
 Message = Annotated[UserMessage | SystemMessage | AssistantMessage, Field(discriminator="role")]
@@ -220,6 +229,8 @@ def _named(error: ValidationError, document: Any) -> BadRequest:
     where = _written(path(worst["loc"], document))
     if worst["type"] == "extra_forbidden":
         return BadRequest(where, f"{where} is not supported")
+    if worst["type"] == "none_required":
+        return BadRequest(where, f"{where} is not supported other than as null")
     message = worst["msg"]
     return BadRequest(where, f"{where}: {message[0].lower()}{message[1:]}")
 
