@@ -207,12 +207,13 @@ def connect() -> bool:
     """Join the Ray cluster of this process, or start one on this machine's loopback; whether it was started."""
     if ray.is_initialized():
         return False
-    address = os.environ.get("RAY_ADDRESS")
+    # Without an address Ray would join whatever cluster was started last on this machine.
+    address = os.environ.get("RAY_ADDRESS") or "local"
     for name, value in CLUSTER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    return not address
+    return address == "local"
 
 
 def beside_cpus() -> float:
