@@ -79,6 +79,24 @@ def test_a_teacher_costs_a_forward_pass_unless_it_runs_anyway() -> None:
     assert step_cost(beside, UnitCost(), stage, plan).flops == 8 * (300 + 3 * (4 + 16 + 144))
 
 
+def test_a_teacher_of_other_examples_is_a_pass_of_its_own() -> None:
+    schedule = {"counts": (4, 16, 144), "weights": (1, 1, 2), "mix": "stratified", "stratum": 2, "distil": {}}
+    chosen = config(schedule=schedule, micro_batch=2)
+    plan = TokenSchedule(chosen.schedule).draw(0, 0, 8, 100)
+    spent = step_cost(chosen, UnitCost(), StageConfig(name="all", share=1), plan)
+    assert spent.flops == 8 * 300 + 2 * (3 * 4 + 144) + 2 * (3 * 16 + 144) + 4 * 3 * 144
+    assert spent.tokens == 2 * (4 + 144 + 20) + 2 * (16 + 144 + 20) + 4 * (144 + 10)
+
+
+def test_counts_of_the_same_examples_share_one_pass_of_their_teacher() -> None:
+    schedule = {"counts": (4, 16, 144), "weights": (0, 1, 0), "mix": "smallest", "distil": {}}
+    chosen = config(schedule=schedule)
+    plan = TokenSchedule(chosen.schedule).draw(0, 0, 8, 100)
+    assert plan.counts == (4, 16)
+    spent = step_cost(chosen, UnitCost(), StageConfig(name="all", share=1), plan)
+    assert spent.flops == 8 * (300 + 3 * 4 + 3 * 16 + 144)
+
+
 def test_per_example_counts_are_priced_at_the_padded_length() -> None:
     chosen = config("flextok", micro_batch=2)
     plan = TokenSchedule(chosen.schedule).draw(0, 3, 8, 100)

@@ -3,17 +3,20 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from tokendial.contracts import LanguageConfig, LoraConfig, ModelConfig, TowerConfig
+from tokendial.contracts import LanguageConfig, LoraConfig, ModelConfig, StageConfig, TowerConfig
+from tokendial.schedule import ScheduleConfig, TokenSchedule
+from tokendial.train.horizon import step_cost
+from tokendial.train.step import StepModule, select, works
 from tokendial_workloads.vlm import shapes
 from tokendial_workloads.vlm.build import build_model
 from tokendial_workloads.vlm.cost import ModelCost
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoConfig
-from vlm_tiny import CLIP, LLAMA, QWEN2, SIGLIP, STEM, WORDS, tiny_batch, tiny_model_config, tiny_task
+from vlm_tiny import CLIP, LLAMA, QWEN2, SIGLIP, STEM, WORDS, tiny_batch, tiny_model_config, tiny_run, tiny_task
 
 TASK = tiny_task()
 ROWS = 16
@@ -98,6 +101,32 @@ def test_recomputed_activations_are_counted(lora: LoraConfig | None) -> None:
     _, both = counted(config, 25, set(trained), checkpointed=True)
     cost = ModelCost(config, 10, len(WORDS), activation_checkpointing=True)
     assert ROWS * (cost.tower_flops(True) + cost.language_flops(25, trained)) == pytest.approx(both, rel=0.02)
+
+
+DISTILLED = {
+    "no pass but the teacher's own": {"mix": "one"},
+    "teacher and other examples": {"mix": "stratified", "weights": (1, 1, 2), "stratum": 4},
+    "two that share a teacher": {"mix": "smallest"},
+    "a teacher that runs anyway": {"mix": "all"},
+    "a teacher in the middle": {"mix": "all", "distil": {"teacher": 16}},
+}
+
+
+@pytest.mark.parametrize("law", DISTILLED.values(), ids=DISTILLED)
+def test_a_distilled_step_executes_what_it_is_priced_at(law: dict[str, Any]) -> None:
+    schedule = ScheduleConfig.model_validate({"counts": (4, 16, 36), "weights": (1, 1, 1), "distil": {}, **law})
+    config = tiny_run().model_copy(update={"schedule": schedule, "global_batch": ROWS, "micro_batch": 4})
+    drawn = (TokenSchedule(schedule).draw(0, step, ROWS, 100) for step in range(100))
+    plan = next(plan for plan in drawn if 16 in plan.counts)
+    model = build_model(config.model, ids=TASK.ids).train()
+    module = StepModule(cast(Any, TASK), model, None, schedule.distil)
+    batch = tiny_batch(ROWS)
+    with FlopCounterMode(display=False, custom_mapping=CPU_KERNELS) as counter:
+        for first in range(0, ROWS, config.rows):
+            micro = select(batch, range(first, first + config.rows))
+            module(micro, works(plan, first, config.rows, masked=False), True)[0].backward()
+    priced = step_cost(config, ModelCost(config.model, 10, len(WORDS)), StageConfig(name="all", share=1), plan)
+    assert priced.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_the_warm_up_is_tower_and_head_forward_and_backward() -> None:

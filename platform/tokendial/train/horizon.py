@@ -148,13 +148,17 @@ def _most(spent: Callable[[int], float], bound: float, guess: int) -> int:
 
 
 def executed(config: RunConfig[Any], plan: Plan) -> list[tuple[int, int, int | None]]:
-    """(count, rows, extra teacher pass or None) as the ranks execute a plan."""
+    """(count, rows, extra teacher pass or None) as the ranks execute a plan: a count that runs over the same positions
+    teaches without one, and groups of the same positions share one."""
     if config.schedule.mix == "sample":
         return _padded(config, plan)
-    return [
-        (group.count, len(group.positions), None if group.teacher_count in plan.counts else group.teacher_count)
-        for group in plan.groups
-    ]
+    known: set[tuple[int | None, range | tuple[int, ...]]] = {(group.count, group.positions) for group in plan.groups}
+    found = []
+    for group in plan.groups:
+        taught = group.teacher_count, group.positions
+        found.append((group.count, len(group.positions), None if taught in known else group.teacher_count))
+        known.add(taught)
+    return found
 
 
 def _padded(config: RunConfig[Any], plan: Plan) -> list[tuple[int, int, int | None]]:

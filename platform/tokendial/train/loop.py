@@ -25,7 +25,7 @@ from tokendial.train.horizon import Spent, StagePlan, executed, group_flops, ste
 from tokendial.train.memory import peak_bytes
 from tokendial.train.order import rank_batches
 from tokendial.train.rate import rate
-from tokendial.train.step import Work, move, works
+from tokendial.train.step import Work, move, ordered, works
 from torch.utils.data import DataLoader
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _shared(plan: Plan | None) -> list[int]:
     """The counts that every example runs at in the order of its passes; empty where each example runs at one."""
     if plan is None or plan.groups[0].positions != plan.groups[-1].positions:
         return []
-    return sorted(plan.counts, reverse=True)
+    return [group.count for group in ordered(plan)]
 
 
 def _account(

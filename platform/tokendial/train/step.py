@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from tokendial.contracts import Batch, Task
 from tokendial.schedule import DistilConfig, Plan
+from tokendial.schedule.draw import Group
 from torch import Tensor, nn
+
+# Logits of a step by count and rows, for works over the same rows to learn from.
+Known = dict[tuple[int, tuple[int, ...] | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,18 @@ class Work:
     valid_B: tuple[int, ...] | None = None
 
 
+def ordered(plan: Plan) -> list[Group]:
+    """Groups in the order of their passes: one that teaches before those it teaches, then the largest count first."""
+    return sorted(plan.groups, key=lambda group: (group.teacher_count is not None, -group.count))
+
+
 def works(plan: Plan, first: int, rows: int, masked: bool) -> list[Work]:
-    """The part of a plan that falls on positions [first, first + rows), largest count first so that it can teach."""
+    """The part of a plan that falls on positions [first, first + rows), in the order of its passes."""
     window = range(first, first + rows)
     if masked:
         return [_masked(plan, window)]
     found = []
-    for group in sorted(plan.groups, key=lambda group: -group.count):
+    for group in ordered(plan):
         members = set(group.positions)
         mine = tuple(position - first for position in window if position in members)
         if mine:
@@ -69,33 +78,32 @@ class StepModule(nn.Module):
             loss = loss * (self._task.num_targets(batch) / num)
             return loss, [loss.detach()]
         total = features_BND.new_zeros(())
-        sums, known = [], {}
+        sums: list[Tensor] = []
+        known: Known = {}
         for work in todo:
             loss, plain = self._work(work, features_BND, batch, known)
             total = total + loss
             sums.append(plain)
         return total, sums
 
-    def _work(
-        self, work: Work, features_BND: Tensor, batch: Batch, known: dict[int, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _work(self, work: Work, features_BND: Tensor, batch: Batch, known: Known) -> tuple[Tensor, Tensor]:
         features, rows = features_BND, batch
         if work.rows is not None:
             features, rows = features_BND[list(work.rows)], select(batch, work.rows)
         expanded = self._task.expand(rows, work.count)
         valid = None if work.valid_B is None else torch.tensor(work.valid_B, device=features.device)
         logits = self._task.logits(self.model, features, expanded, work.count, valid)
-        if work.rows is None and valid is None:
-            known[work.count] = logits.detach()
+        if valid is None:
+            known[work.count, work.rows] = logits.detach()
         loss, plain = _weighted(self._task.loss, work.weight_B, expanded, logits)
         if work.teacher is not None and self._distil is not None:
-            teacher = known.get(work.teacher) if work.rows is None else None
-            if teacher is None:
+            taught = work.teacher, work.rows
+            if taught not in known:
                 with torch.no_grad():
                     wider = self._task.expand(rows, work.teacher)
-                    teacher = self._task.logits(self.model, features, wider, work.teacher)
+                    known[taught] = self._task.logits(self.model, features, wider, work.teacher)
             divergence = partial(self._divergence, self._distil.temperature)
-            penalty, _ = _weighted(divergence, work.weight_B, rows, logits, teacher)
+            penalty, _ = _weighted(divergence, work.weight_B, rows, logits, known[taught])
             loss = loss + self._distil.weight * penalty
         return loss, plain
 
