@@ -180,6 +180,16 @@ def test_jobs_are_queued_continued_and_cleared_away(name: str) -> None:
     assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]
 
 
+@pytest.mark.parametrize("name", RAY)
+def test_what_kueue_admits_does_not_change_its_size(name: str) -> None:
+    """Kueue's webhook refuses in-tree autoscaling, elastic jobs behind a feature gate excepted."""
+    labels, spec = RAY[name]["metadata"].get("labels", {}), cluster_spec(RAY[name])
+    if "kueue.x-k8s.io/queue-name" in labels:
+        assert not spec.get("enableInTreeAutoscaling")
+        for group in spec["workerGroupSpecs"]:
+            assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
+
+
 def test_the_training_jobs_command_is_one_that_this_tokendial_takes() -> None:
     words = shlex.split(RAY["kuberay/job-train.yaml"]["spec"]["entrypoint"])
     assert words[:4] == ["python", "-m", "tokendial", "train"]
@@ -222,6 +232,18 @@ def test_the_gpu_cluster_is_what_rays_launcher_takes() -> None:
     assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
     assert "--dashboard-host=127.0.0.1" in starts[1]
     assert config["provider"]["cache_stopped_nodes"] is False
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_containers_of_the_launcher_get_each_option_once_and_the_head_no_gpu(kind: str) -> None:
+    """Ray's DockerCommandRunner adds `head_run_options` or `worker_run_options` to `run_options`."""
+    docker = yaml.safe_load((CLUSTERS / "aws" / "gpu.yaml").read_text())["docker"]
+    options = docker["run_options"] + docker[f"{kind}_run_options"]
+    targets = [option.rpartition(":")[2] if option.startswith("--volume") else option for option in options]
+    names = [option.rpartition("=")[0] for option in options]
+    assert len(set(targets)) == len(targets)
+    assert names.count("--shm-size") == 1
+    assert ("--gpus" in names) is (kind == "worker")
 
 
 def test_images_are_pinned_and_run_as_an_ordinary_user() -> None:
