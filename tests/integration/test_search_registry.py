@@ -1,6 +1,8 @@
 """The model registry on a real SQLite store: versions, digests, the champion and the way back."""
 
 from dataclasses import replace
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,20 @@ def test_a_version_comes_back_as_it_was_registered(uri: str, tmp_path: Path) -> 
     fetched = registry.fetch(uri, found, tmp_path / "cache" / "digits")
     assert digests(fetched) == digests(folder)
     assert registry.fetch(uri, found, fetched) == fetched
+
+
+def test_two_replicas_may_fetch_a_version_at_once(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sealed(tmp_path / "model", b"one")
+    version = registry.register(uri, "digits", folder, None, {})
+    both = threading.Barrier(2, timeout=30)
+    # Called once a replica has found no folder.
+    monkeypatch.setattr(registry, "probe", lambda uri: both.wait())
+    to = tmp_path / "cache" / "digits"
+    with ThreadPoolExecutor(2) as replicas:
+        fetched = list(replicas.map(lambda _: registry.fetch(uri, version, to), range(2)))
+    assert fetched == [to, to]
+    assert digests(to) == digests(folder)
+    assert [path.name for path in to.parent.iterdir()] == ["digits"]
 
 
 def test_the_same_folder_is_registered_once(uri: str, tmp_path: Path) -> None:

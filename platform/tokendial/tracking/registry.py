@@ -87,7 +87,12 @@ def fetch(uri: str, version: ModelVersion, to: Path) -> Path:
             source = client.get_model_version_download_uri(version.name, str(version.version))
             whole = download_artifacts(artifact_uri=source, dst_path=partial, tracking_uri=uri)
             # Renamed once whole: a download that was cut short must not pass for a folder that was tampered with.
-            Path(whole).replace(to)
+            try:
+                Path(whole).replace(to)
+            except OSError:
+                # Another replica was first; what it left is checked below, as any folder that is there.
+                if not (to / DIGESTS).is_file():
+                    raise
             Path(partial).mkdir(exist_ok=True)
     if not (to / DIGESTS).is_file():
         raise ConfigError(f"{version.name}/{version.version} has no {DIGESTS}, so its files cannot be checked")
