@@ -1,8 +1,8 @@
 """The model registry on a real SQLite store: versions, digests, the champion and the way back."""
 
-from dataclasses import replace
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
