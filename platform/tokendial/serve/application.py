@@ -100,7 +100,8 @@ class Endpoint:
             name="engine",
             max_ongoing_requests=2 * room,
             max_queued_requests=room,
-            max_constructor_retry_count=1,
+            # As many failed starts in all end it: what is wrong with a version fails in each, a node's mishap in one.
+            max_constructor_retry_count=replicas.least,
             health_check_period_s=2,
             health_check_timeout_s=30,
             graceful_shutdown_timeout_s=settings.timeout_s,
