@@ -43,6 +43,7 @@ class Served:
 class Outcome:
     served: list[Served] = field(default_factory=list)
     levels: list[tuple[float, int]] = field(default_factory=list)
+    loads: list[tuple[float, int, float]] = field(default_factory=list)  # time, tokens wanted in flight, demand
     largest_batch: int = 0
 
     @property
@@ -113,6 +114,7 @@ def simulate(
             admit(now)
         start = batcher.start(now, num_slots - len(running), num_slots)
         outcome.levels.append((now, chosen.level))
+        outcome.loads.append((now, batcher.wanted_tokens, chosen.demand_share))
         if start is not None:
             counts = next(iter(start.choices.values())).counts
             outcome.largest_batch = max(outcome.largest_batch, len(start.choices))

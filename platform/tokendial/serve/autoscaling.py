@@ -1,7 +1,10 @@
-"""The slow loop: replicas follow the visual tokens that requests in flight *wanted*, so that bending hides no overload.
+"""The slow loop: replicas follow the visual tokens that requests *wanted*, so that bending hides no overload.
 
-A replica reports `wanted_tokens`, what its requests would have at full count, and `room_tokens`, what its slots hold at
-the largest count. Ray Serve calls the policy with every replica's figures and applies bounds and delays to its answer.
+A replica reports `room_tokens`, what its slots hold at the largest count; `wanted_tokens`, what its requests in flight
+would have at full count; and `demand_tokens`, its room times the share of its time that the arrivals of the last second
+would have taken at full count, those it refused included. Bent requests are soon gone and refused ones never there, so
+their overload shows in the demand; where few arrive and stay long, those in flight tell of it. The larger one counts.
+Ray Serve calls the policy with every replica's figures and applies bounds and delays to its answer.
 This module imports nothing of tokendial: Ray sends it to its controller by value.
 """
 
@@ -9,17 +12,25 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-WANTED, ROOM = "wanted_tokens", "room_tokens"
+WANTED, DEMAND, ROOM = "wanted_tokens", "demand_tokens", "room_tokens"
 
 
-def replicas_for(wanted: Mapping[Any, float], room: Mapping[Any, float], running: int, target_share: float) -> int:
-    """Replicas that hold the wanted tokens at `target_share` of their room; `running` where nobody has reported yet.
+def replicas_for(
+    wanted: Mapping[Any, float],
+    demand: Mapping[Any, float],
+    room: Mapping[Any, float],
+    running: int,
+    target_share: float,
+) -> int:
+    """Replicas that hold the larger of wanted and demanded tokens at `target_share` of their room.
+
+    `running` where nobody has reported yet.
 
     A replica that has not reported is taken to hold what the others hold on average: traffic is spread evenly.
     """
-    if not wanted or not room:
+    if not wanted or not demand or not room:
         return running
-    total = sum(wanted.values()) / len(wanted) * max(running, len(wanted))
+    total = max(sum(tokens.values()) / len(tokens) * max(running, len(tokens)) for tokens in (wanted, demand))
     each = sum(room.values()) / len(room) * target_share
     return max(1, math.ceil(total / each - 1e-9))
 
@@ -33,5 +44,6 @@ class TokenPolicy:
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         reported = context.aggregated_metrics or {}
         running = len(context.running_replicas)
-        wanted, room = reported.get(WANTED, {}), reported.get(ROOM, {})
-        return replicas_for(wanted, room, running or context.target_num_replicas, self._target_share), {}
+        wanted, demand, room = (reported.get(name, {}) for name in (WANTED, DEMAND, ROOM))
+        running = running or context.target_num_replicas
+        return replicas_for(wanted, demand, room, running, self._target_share), {}

@@ -115,11 +115,11 @@ class Batcher:
 
         Full where there is no place, or where its target cannot be met.
         """
-        if self.num_waiting >= self._max_queue:
-            raise Full(f"{self._max_queue} requests are waiting", self.retry_after_s(), for_all=True)
         expected = min(self.new_tokens, max_new_tokens)
         work_s = self.governor.work_s(terms, expected)
         self.governor.arrived(now, work_s, met=self.ahead_s()[0] > 0)
+        if self.num_waiting >= self._max_queue:
+            raise Full(f"{self._max_queue} requests are waiting", self.retry_after_s(), for_all=True)
         if not self.governor.admits(terms, self.ahead_s(), expected):
             told = "the work ahead leaves no time to answer within the target"
             raise Full(told, self.retry_after_s(), for_all=False)

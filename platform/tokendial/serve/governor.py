@@ -150,8 +150,6 @@ class Governor:
 
     def arrived(self, now: float, work_s: Sequence[float], met: bool) -> None:
         """Note work that was asked for, refused or not, and whether it met others' work."""
-        if self.mode == "off":
-            return
         self._arrivals.append(_Arrival(now, tuple(work_s), met))
         self._met += met
         for level, seconds in enumerate(work_s):
@@ -159,9 +157,9 @@ class Governor:
 
     def update(self, now: float, ahead_s: Sequence[float]) -> int:
         """The level from here on, given the calibrated seconds that the last in line waits for, at each level."""
+        self._forget(now)
         if self.mode == "off":
             return 0
-        self._forget(now)
         if now - self._looked >= _HOLD_S:
             # Nobody looks where there is nothing to do, which is a load that fits well.
             self._fits_since = self._looked
@@ -196,6 +194,14 @@ class Governor:
             if in_time and (self._demand[level] * self.scale <= demand * _WINDOW_S or not self._crowded):
                 return level
         return self.num_levels - 1
+
+    @property
+    def demand_share(self) -> float:
+        """The share of the replica's time that what arrived in the last second, refused or not, takes at full count.
+
+        Above 1 this replica cannot give it; 0 where arrivals do not meet, as another replica would not help them.
+        """
+        return max(0.0, self._demand[0]) * self.scale / _WINDOW_S if self._crowded else 0.0
 
     @property
     def _crowded(self) -> bool:

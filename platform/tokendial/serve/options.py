@@ -25,7 +25,8 @@ class ReplicaSettings(BaseModel):
     least: Positive = Field(default=1, description="engine replicas kept")
     most: Positive = Field(default=1, description="engine replicas at most")
     target_share: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5, description="visual tokens wanted in flight, as a share of what all slots hold at full count"
+        default=0.5,
+        description="visual tokens wanted, bent and refused ones too, as a share of what all slots hold at full count",
     )
     up_after_s: Seconds = Field(default=5.0, description="seconds of too much before replicas are added")
     down_after_s: Seconds = Field(default=120.0, description="seconds of too little before replicas are taken away")

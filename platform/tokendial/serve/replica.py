@@ -91,8 +91,9 @@ class EngineReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaling policy goes by."""
-        wanted = float(self._engine.load_state().wanted_tokens)
-        return {autoscaling.WANTED: wanted, autoscaling.ROOM: self._room}
+        load = self._engine.load_state()
+        demand = load.demand_share * self._room
+        return {autoscaling.WANTED: float(load.wanted_tokens), autoscaling.DEMAND: demand, autoscaling.ROOM: self._room}
 
     async def check_health(self) -> None:
         """Raise where the model's thread has ended, so that this replica is replaced."""
