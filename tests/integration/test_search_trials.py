@@ -14,6 +14,8 @@ from search_lab import MARKER, QUICK, SABOTAGED, TRIALS, events, numbers
 from tokendial import api, runs
 from tokendial.experiments import ConfigError
 from tokendial.model_folder import check_digests
+from tokendial.resolve import resolve
+from tokendial.search import speed
 from tokendial.tracking import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -51,6 +53,12 @@ def test_a_grid_is_trained_compared_reported_and_promoted(home: Path, ray_cluste
 
     _check_tracking(home)
     _check_promotion(home)
+
+
+def test_the_speed_of_a_trial_is_probed_by_a_worker(ray_cluster: str) -> None:
+    assert speed.measured_speed(resolve("digits.tiny", QUICK)) > 1e6
+    with pytest.raises(ConfigError, match="nowhere"):
+        speed.measured_speed(resolve("digits.tiny", (*QUICK, "data.path=/nowhere")))
 
 
 def _check_tracking(home: Path) -> None:

@@ -1,8 +1,12 @@
 """What a trial is worth, when it is pruned, and how fronts are drawn: plain arithmetic."""
 
+from pathlib import Path
+
 import pytest
 from tokendial.experiments import ConfigError
-from tokendial.search.budget import parse
+from tokendial.resolve import resolve
+from tokendial.search.budget import START_S, flops_per_trial, parse
+from tokendial.search.drive import plan_search
 from tokendial.search.halving import goes_on, reached, rungs
 from tokendial.search.objective import cost_of_being_good, envelope, hypervolume, pareto, value, worst_regret
 
@@ -72,3 +76,34 @@ def test_budgets_are_flops_time_or_worker_hours(text: str, amount: float, kind: 
 def test_other_budgets_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="is not an amount such as 2e13"):
         parse(text, per_trial=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "per_trial", "trials", "slots", "seconds"),
+    [
+        ("6min", False, 4, 2, 180),
+        ("6min", False, 5, 2, 120),
+        ("6min", False, 4, 16, 360),
+        ("6min", True, 4, 16, 360),
+        ("0.4cpuh", False, 4, 16, 180),
+    ],
+)
+def test_a_search_in_time_ends_in_it_whatever_fits_at_once(
+    text: str, per_trial: bool, trials: int, slots: int, seconds: float
+) -> None:
+    """Trials of two workers: slots are worked off one trial after the other, and an hour of two workers is half one."""
+    config = resolve("digits.tiny", ("workers=2",), machine_cpus=None)
+    flops = flops_per_trial(parse(text, per_trial), config, trials, lambda _: slots, lambda _: 1e9)
+    assert flops == pytest.approx((seconds - START_S) * 1e9)
+
+
+def test_a_search_in_time_asks_the_cluster_that_trains_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del home
+    from tokendial.search import speed
+
+    monkeypatch.setattr(speed.ray_trainer, "connect", lambda: None)
+    monkeypatch.setattr(speed.ray_trainer, "cluster_gpus", lambda: 0)
+    monkeypatch.setattr(speed.ray_trainer, "cluster_cpus", lambda: 64)
+    monkeypatch.setattr(speed, "measured_speed", lambda config: 1e6)
+    plan = plan_search("digits.tiny", ("workers=2", "seed=0,1,2,3"), budget="6min")
+    assert plan.flops == pytest.approx((360 - START_S) * 1e6)

@@ -42,19 +42,27 @@ def parse(text: str, per_trial: bool) -> Budget:
 
 
 def flops_per_trial(
-    budget: Budget | None, config: RunConfig[Any], trials: int, slots: int, speed: Callable[[RunConfig[Any]], float]
+    budget: Budget | None,
+    config: RunConfig[Any],
+    trials: int,
+    slots: Callable[[RunConfig[Any]], int],
+    speed: Callable[[RunConfig[Any]], float],
 ) -> float:
     """FLOPs of one trial of `config` (its tower already warm); None: what the experiment itself would spend from there.
 
-    `speed` gives the FLOPs a second of one trial on this machine, and is only asked where the budget is time.
+    `slots` gives how many trials run at once and `speed` the FLOPs a second of one; both are only asked where the
+    budget is time.
+
+    Raises ConfigError where a time is too short to start a trial in.
     """
     if budget is None:
         return own_flops(config)
-    share = budget.amount if budget.per_trial else budget.amount / trials
     if budget.kind == "flops":
-        return share
-    at_once = slots if budget.kind == "seconds" and not budget.per_trial else 1
-    seconds = share * at_once / (config.workers if budget.kind == "worker_seconds" else 1)
+        return budget.amount if budget.per_trial else budget.amount / trials
+    seconds = budget.amount / (config.workers if budget.kind == "worker_seconds" else 1)
+    if not budget.per_trial:
+        # Wall time ends with the fullest slot, which works one trial off after the other.
+        seconds /= math.ceil(trials / slots(config)) if budget.kind == "seconds" else trials
     if seconds <= START_S:
         raise ConfigError(
             f"--budget leaves {seconds:.0f} s for a trial, and starting and scoring one takes about {START_S:.0f} s; "

@@ -103,8 +103,22 @@ def plan_search(
 
 
 def _flops(plan: SearchPlan, wanted: allowance.Budget | None, config: RunConfig[Any]) -> float:
-    """The allowance of each trial of a search that begins now; time is measured."""
-    return allowance.flops_per_trial(wanted, config, plan.trials, slots_of(config), allowance.measured_speed)
+    """The allowance of each trial of a search that begins now; time is measured on the cluster that trains it."""
+    return allowance.flops_per_trial(wanted, config, plan.trials, _slots_of, _speed_of)
+
+
+def _slots_of(config: RunConfig[Any]) -> int:
+    environment.apply()
+    from tokendial.search import speed
+
+    return speed.slots(config)
+
+
+def _speed_of(config: RunConfig[Any]) -> float:
+    environment.apply()
+    from tokendial.search import speed
+
+    return speed.measured_speed(config)
 
 
 def _continued(plan: SearchPlan, trials: int | None) -> SearchPlan:
@@ -113,14 +127,6 @@ def _continued(plan: SearchPlan, trials: int | None) -> SearchPlan:
     plan = plan.model_copy(update={"flops": before.flops, "trials": plan.trials if trials else before.trials})
     refuse_changes(before, plan)
     return plan
-
-
-def slots_of(config: RunConfig[Any]) -> int:
-    """Trials that fit this machine at once."""
-    from tokendial import machine
-
-    devices = machine.gpus() or machine.cpus()
-    return max(1, devices // config.workers)
 
 
 def search(plan: SearchPlan, progress: Progress = lambda latest: None) -> SearchResult:
@@ -165,8 +171,7 @@ def _worked(plan: SearchPlan, desk: Desk, folder: Path, progress: Progress) -> S
     try:
         ray_trainer.connect()
         record.open()
-        devices = ray_trainer.cluster_gpus() or ray_trainer.cluster_cpus()
-        slots = max(1, min(devices // desk.base.workers, plan.trials))
+        slots = min(_slots_of(desk.base), plan.trials)
         if not desk.finished:
             from tokendial.search import tuning
 

@@ -1,0 +1,48 @@
+"""What the Ray cluster of a search offers its trials: how many fit at once, and how fast one is on a worker's share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from tokendial import environment
+from tokendial.contracts import RunConfig
+from tokendial.failures import WorkFailed
+from tokendial.resolve import from_document
+from tokendial.search import budget
+from tokendial.train import ray_trainer
+
+
+def slots(config: RunConfig[Any]) -> int:
+    """Trials that fit the cluster at once."""
+    ray_trainer.connect()
+    devices = ray_trainer.cluster_gpus() or ray_trainer.cluster_cpus()
+    return max(1, devices // config.workers)
+
+
+def measured_speed(config: RunConfig[Any]) -> float:
+    """FLOPs a second of one trial, probed where its first worker would be; raises ConfigError or WorkFailed."""
+    ray_trainer.connect()
+    use_gpu = ray_trainer.cluster_gpus() >= config.workers
+    probe = ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_calls=1, max_retries=0)(_probe)
+    try:
+        return ray.get(probe.remote(config.model_dump(mode="json"), sys.path))
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        if cause is not None:
+            raise cause from error
+        raise WorkFailed(f"the probe of a trial's speed was lost: {str(error).splitlines()[0][:500]}") from error
+
+
+def _probe(document: dict[str, Any], path: list[str]) -> float:
+    """The probe's process, which finds a user's own modules where the driver did."""
+    sys.path += [folder for folder in path if folder not in sys.path]
+    environment.apply()
+    import torch
+
+    torch.set_num_threads(max(1, int(os.environ["OMP_NUM_THREADS"])))
+    return budget.measured_speed(from_document(document))
