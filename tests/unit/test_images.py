@@ -179,6 +179,7 @@ def test_the_orientation_is_applied_whatever_else_the_exif_says(kind: str) -> No
     odd = exif((0x0100, 11, struct.pack("<f", 2.5)), (0x0112, 3, struct.pack("<HH", 6, 0)))
     image = decode_image(encode(RAMP.convert("RGB"), kind, exif=b"Exif\0\0" + odd))
     assert np.abs(np.asarray(image, int)[..., 0] - np.asarray(RAMP, int).T[:, ::-1]).max() < 40
+    assert 0x0112 not in image.getexif()
 
 
 def test_a_file_that_is_refused_is_named(tmp_path: Path) -> None:

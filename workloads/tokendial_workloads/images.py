@@ -107,7 +107,13 @@ def _check_weight(image: Image.Image, num_bytes: int) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF orientation says, which alone is read: ImageOps.exif_transpose writes all of the EXIF anew."""
     turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    # Nothing that reads or writes the image later may turn it again.
+    for name in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
+        turned.info.pop(name, None)
+    return turned
 
 
 def _rgb(image: Image.Image) -> Image.Image:
