@@ -6,11 +6,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray import NodeID
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tokendial import runs
 from tokendial.identity import Identity
 from tokendial.resolve import from_document
+from tokendial.search import tuning
 from tokendial.search.desk import Desk, TrialOrder
 from tokendial.search.drive import plan_search
 from tokendial.search.found import read_plan
@@ -68,6 +72,20 @@ def test_a_trial_whose_process_died_has_spent_what_its_run_journalled(order: Tri
     assert (outcome.status, outcome.cause) == ("FAILED", "the process of the trial died")
     assert (outcome.steps, outcome.trained_seconds, outcome.seed) == (2, 1.0, 0)
     assert outcome.flops == allowance_spent(from_document(order.config))[2] > 0
+
+
+class Placed:
+    """Stands for an actor's class: what it is asked for is where the actor shall be."""
+
+    def options(self, *, scheduling_strategy: NodeAffinitySchedulingStrategy) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda: (scheduling_strategy.node_id, scheduling_strategy.soft))
+
+
+def test_what_stops_trials_stays_on_the_node_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = NodeID.from_random().hex()
+    monkeypatch.setattr(tuning, "Stops", Placed())
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: node))
+    assert tuning.stops_here() == (node, False)
 
 
 def test_tune_says_nothing_of_its_own_about_trials_that_failed() -> None:

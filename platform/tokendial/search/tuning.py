@@ -21,6 +21,7 @@ import ray
 import ray.tune
 from ray.tune import PlacementGroupFactory, RunConfig, TuneConfig, Tuner
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tokendial import environment, runs
 from tokendial.experiments import ConfigError
@@ -50,6 +51,12 @@ class Stops:
 
     def has(self, number: int) -> str | None:
         return "search" if "all" in self._numbers else "pruned" if number in self._numbers else None
+
+
+def stops_here() -> Any:
+    """A `Stops` beside the driver: on another node it would be lost with that node, and every trial after it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Stops.options(scheduling_strategy=here).remote()
 
 
 class Suggestions(Searcher):
@@ -113,7 +120,7 @@ def run(
     # What Tune would write beside each trial and on the terminal, the run store and the command write themselves.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    stops = Stops.remote()
+    stops = stops_here()
     suggestions = Suggestions(desk, stops, progress, told)
     payload = {"stops": stops, "home": str(runs.home()), "cwd": os.getcwd(), "path": sys.path}
     tuner = Tuner(
@@ -137,12 +144,12 @@ def run(
                 pass
         except (KeyboardInterrupt, Terminated):
             desk.closed = True
-            stops.add.remote("all")  # pyright: ignore[reportFunctionMemberAccess]
+            stops.add.remote("all")
             wait([tuning])
             raise
         finally:
             desk.book.worked(Session(time.monotonic() - began, slots, _trained(desk) - before))
-            ray.kill(stops)  # pyright: ignore[reportArgumentType]
+            ray.kill(stops)
     if suggestions.refusal is not None:
         raise suggestions.refusal
     if (failure := tuning.exception()) is not None:
