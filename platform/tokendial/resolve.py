@@ -38,8 +38,8 @@ def resolve(
         overrides: `dotted.key=value` with JSON values (bare words are strings), or `section=preset`; a section given as
             a JSON object is its fields.
         config_file: a resolved configuration to start from instead of the experiment's own.
-        machine_cpus: refuse more workers than this, and bf16 without GPUs; None where the run goes elsewhere or is not
-            started. Under RAY_ADDRESS it goes to that cluster, and this machine is not asked.
+        machine_cpus: refuse more workers than this, and GPUs that are not here; None where the run goes elsewhere or
+            is not started. Under RAY_ADDRESS it goes to that cluster, and this machine is not asked.
         elsewhere: the run reads its data on another machine, so it is not looked for here.
 
     Raises:
@@ -119,6 +119,11 @@ def _check_machine(config: RunConfig[Any], cpus: int) -> None:
         raise ConfigError(
             f"precision 'bf16' needs a GPU for each of the {config.workers} workers and this machine has "
             f"{machine.gpus()}; use precision fp32 or auto"
+        )
+    if config.device == "gpu" and machine.gpus() < config.workers:
+        raise ConfigError(
+            f"device 'gpu' needs a GPU for each of the {config.workers} workers and this machine has "
+            f"{machine.gpus()}; use device cpu or auto"
         )
 
 

@@ -31,7 +31,7 @@ from tokendial.results import RunResult, Status, read_result
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # What may change when a run is resumed, and so is no part of its name.
-VOLATILE = {"workers", "micro_batch", "zero", "tracking", "checkpoint", "max_failures", "description"}
+VOLATILE = {"workers", "device", "micro_batch", "zero", "tracking", "checkpoint", "max_failures", "description"}
 LEASE_SECONDS = 30
 
 

@@ -19,6 +19,7 @@ from tokendial.runs import Run, find
 from tokendial.schedule import preset
 from tokendial.scores import Scores
 from tokendial.train.driver import sigterm_raises, train
+from tokendial.train.room import slots
 
 Progress = Callable[[Mapping[str, Any]], None]
 KINDS = ("steps", "flops")
@@ -43,7 +44,7 @@ def twins(run: Run, kind: str, seeds: Sequence[int], progress: Progress) -> RunR
     }
     missing = {key: config for key, config in configs.items() if key != (None, base.seed)}
     with sigterm_raises():
-        done = _train_all(missing, run, base.workers, progress)
+        done = _train_all(missing, run, base, progress)
         scores = {key: _scores(find(name)) for key, name in done.items()}
         if base.seed in seeds:
             scores[None, base.seed] = _scores(run)
@@ -70,15 +71,15 @@ def twin_config(base: RunConfig[Any], count: int | None, seed: int, kind: str, f
 
 
 def _train_all(
-    configs: Mapping[Key, RunConfig[Any]], flexible: Run, workers: int, progress: Progress
+    configs: Mapping[Key, RunConfig[Any]], flexible: Run, base: RunConfig[Any], progress: Progress
 ) -> dict[Key, str]:
-    """Names of the runs, trained as many at once as the cluster has CPUs for; told to stop, all end as KILLED."""
+    """Names of the runs, trained as many at once as the cluster has room for; told to stop, all end as KILLED."""
     from tokendial.train import ray_trainer
 
     ray_trainer.connect()
-    slots = max(1, ray_trainer.cluster_cpus() // workers)
+    at_once = slots(base, ray_trainer.cluster_room())
     board, stop = _Board(len(configs), progress), threading.Event()
-    with ThreadPoolExecutor(slots) as pool:
+    with ThreadPoolExecutor(at_once) as pool:
         ordered = sorted(configs.items(), key=_large_first)
         tasks = {key: pool.submit(_one, config, flexible, board, key, stop) for key, config in ordered}
         try:

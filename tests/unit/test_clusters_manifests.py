@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from tokendial.resolve import resolve
+from tokendial.train.room import GROWS_TO
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ROOT / "clusters"
@@ -125,7 +126,8 @@ def test_containers_have_limits_drop_privileges_and_name_a_release_of_their_imag
 @every_container
 def test_secrets_come_by_reference_only(container: dict[str, Any]) -> None:
     for variable in container.get("env", []):
-        if any(word in variable["name"] for word in ("PASSWORD", "TOKEN", "SECRET", "ACCESS_KEY")):
+        own = variable["name"].removeprefix("TOKENDIAL_")
+        if any(word in own for word in ("PASSWORD", "TOKEN", "SECRET", "ACCESS_KEY")):
             assert "value" not in variable
             assert variable["valueFrom"]["secretKeyRef"]
 
@@ -197,6 +199,27 @@ def test_the_training_jobs_command_is_one_that_this_tokendial_takes() -> None:
     config = resolve(experiment, rest[: rest.index("--name")], machine_cpus=None)
     spec = cluster_spec(RAY["kuberay/job-train.yaml"])
     assert config.workers == sum(group["replicas"] for group in spec["workerGroupSpecs"])
+
+
+@pytest.mark.parametrize("name", ["kuberay/job-train.yaml", "kuberay/job-search.yaml"])
+def test_jobs_on_gpus_wait_for_them(name: str) -> None:
+    assert "device=gpu" in shlex.split(RAY[name]["spec"]["entrypoint"])
+    for group in cluster_spec(RAY[name])["workerGroupSpecs"]:
+        assert group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def test_clusters_that_grow_tell_drivers_how_far() -> None:
+    groups = cluster_spec(RAY["kuberay/cluster.yaml"])["workerGroupSpecs"]
+    limits = [(g["maxReplicas"], g["template"]["spec"]["containers"][0]["resources"]["limits"]) for g in groups]
+    cpus, gpus = (sum(most * int(own.get(kind, 0)) for most, own in limits) for kind in ("cpu", "nvidia.com/gpu"))
+    head = cluster_spec(RAY["kuberay/cluster.yaml"])["headGroupSpec"]["template"]["spec"]["containers"][0]
+    told = {variable["name"]: variable.get("value") for variable in head["env"]}
+    assert told[GROWS_TO] == f"CPU={cpus},GPU={gpus}"
+
+    config = yaml.safe_load((CLUSTERS / "aws" / "gpu.yaml").read_text())
+    node = config["available_node_types"]["gpu"]
+    cpus, gpus = (node["max_workers"] * node["resources"][kind] for kind in ("CPU", "GPU"))
+    assert f"--env={GROWS_TO}=CPU={cpus},GPU={gpus}" in config["docker"]["head_run_options"]
 
 
 def test_policies_close_the_namespace_and_open_it_pair_by_pair() -> None:

@@ -228,6 +228,10 @@ class RunConfig(Section, Generic[D]):
     description: str = Field(default="", description="one line for lists")
     seed: NonNegative = Field(default=0, description="seeds initialisation, data order and draws through named streams")
     workers: Positive = Field(default=1, description="training workers")
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        default="auto",
+        description="auto: a GPU each where the cluster has as many, or may grow to; gpu: wait for them; cpu: none",
+    )
     global_batch: Positive = Field(default=32, description="examples per optimizer step")
     micro_batch: Positive | None = Field(
         default=None, description="examples per worker and pass; null: global ÷ workers"
@@ -273,6 +277,8 @@ class RunConfig(Section, Generic[D]):
                 f"global_batch {self.global_batch} is not a multiple of micro_batch × workers = "
                 f"{self.micro_batch} × {self.workers} = {per_pass}, so gradient accumulation is not whole"
             )
+        if (self.device, self.precision) == ("cpu", "bf16"):
+            raise ValueError("precision 'bf16' needs GPUs, and device is 'cpu'; use precision fp32 or auto")
         unit = self.rows * self.workers
         if self.schedule.mix == "stratified" and self.schedule.stratum % unit:
             raise ValueError(

@@ -26,6 +26,7 @@ from tokendial.schedule.stats import expected_passes
 from tokendial.scores import Scores
 from tokendial.train.checkpoint import WEIGHTS, newest
 from tokendial.train.horizon import horizon, language_span, stage_plans
+from tokendial.train.room import check_room, takes_gpus
 from tokendial.versions import versions
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -193,9 +194,8 @@ def _train(
     from tokendial.train import ray_trainer
     from tokendial.train.worker import Order
 
-    cpus = ray_trainer.cluster_cpus()
-    if config.workers > cpus:
-        raise ConfigError(f"workers {config.workers} is more than the {cpus} CPUs of the Ray cluster")
+    cluster = ray_trainer.cluster_room()
+    check_room(config, cluster)
     order = Order(
         config=config.model_dump(mode="json"),
         folder=str(run.folder),
@@ -203,7 +203,8 @@ def _train(
         weights=str(weights) if weights else None,
     )
     tracking = {"uri": uri, "run_id": run_id}
-    ray_trainer.train(order, config.workers, config.max_failures, tracking, progress, stop)
+    use_gpu = takes_gpus(config, cluster)
+    ray_trainer.train(order, config.workers, use_gpu, config.max_failures, tracking, progress, stop)
 
 
 def _digests(config: RunConfig[Any]) -> Mapping[str, str]:

@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tokendial import environment
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.train.board import Board
+from tokendial.train.room import GROWS_TO, Room, room
 from tokendial.train.worker import Order, Seat, work
 
 COLLECTIVE_TIMEOUT_S = 120
@@ -73,17 +74,23 @@ def _protect_token() -> None:
         token.chmod(0o600)
 
 
+def cluster_room() -> Room:
+    """What the cluster has room for, what it may grow to included."""
+    return room(ray.cluster_resources(), os.environ.get(GROWS_TO))
+
+
 def cluster_gpus() -> int:
-    return int(ray.cluster_resources().get("GPU", 0))
+    return cluster_room().gpus
 
 
 def cluster_cpus() -> int:
-    return int(ray.cluster_resources().get("CPU", 0))
+    return cluster_room().cpus
 
 
 def train(
     order: Order,
     workers: int,
+    use_gpu: bool,
     max_failures: int,
     tracking: Mapping[str, Any],
     progress: Progress,
@@ -96,7 +103,6 @@ def train(
     # Beside the driver: on another node it would be lost with that node, and progress with it.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = Board.options(scheduling_strategy=here).remote()
-    use_gpu = cluster_gpus() >= workers
     folder = Path(order.folder)
     trainer = TorchTrainer(
         _worker,
