@@ -2,17 +2,23 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tokendial import model_folder
 from tokendial.contracts import TrackingConfig
 from tokendial.curve import ItemScores, regret, served_matrix
+from tokendial.experiments import ConfigError
+from tokendial.failures import WorkFailed
 from tokendial.results import ExampleAnswers
 from tokendial.runs import VOLATILE
-from tokendial.tracking import unsettled
+from tokendial.tracking import golden, unsettled
 from tokendial.tracking.finish import finish, settle
+from tokendial.tracking.golden import golden_examples
 from tokendial.tracking.opening import MAX_VALUE_CHARS, ensure_open, flatten, open_run
+from tokendial.tracking.registry import ModelVersion, register
 from tokendial.tracking.server import connect
 from tokendial.tracking.system import SystemMonitor
 from tokendial.tracking.view import TAG
@@ -224,6 +230,46 @@ def test_finish_leaves_curve_tables_figures_model_and_status(uri: str, run_dir: 
     assert [item.path for item in client.list_logged_model_artifacts(model.model_id)] == ["config.json"]
     assert run.outputs is not None
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+
+
+def registered(uri: str, run_dir: Path, examples: Sequence[ExampleAnswers]) -> str:
+    """A version of `digits` whose run ended with a table of examples, or with none; the run's id."""
+    run_id = open_run(config(), IDENTITY, uri, run_dir) or ""
+    assert finish(uri, run_dir, result(run_dir, run_id), examples=examples)
+    folder = run_dir / "sealed"
+    folder.mkdir()
+    (folder / model_folder.DIGESTS).write_text("")
+    assert register(uri, "digits", folder, run_id, {}).version == 1
+    return run_id
+
+
+def test_golden_prompts_of_a_registered_version_are_as_they_were_measured(uri: str, run_dir: Path):
+    examples = [
+        ExampleAnswers(b"\x89PNG", "what is it?", "a red car", {4: "", 16: "a car"}, {4: 0.0, 16: 0.6}),
+        ExampleAnswers(b"\x89PNG2", "and this?", "a dog", {16: "a dog"}, {16: 1.0}),
+    ]
+    run_id = registered(uri, run_dir, examples)
+    assert golden_examples(uri, "digits/1") == examples
+    older = {"columns": ["image", "question", "target", "4 tokens"], "data": []}
+    connect(uri).log_text(run_id, json.dumps(older), "tables/examples.json")
+    with pytest.raises(ConfigError, match=r"digits/1 cannot be held against its run, .*no column '4 tokens: quality'"):
+        golden_examples(uri, "digits/1")
+
+
+def test_a_version_without_a_table_or_a_run_has_no_golden_prompts(
+    uri: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    registered(uri, run_dir, [])
+    assert golden_examples(uri, "digits/1") == []
+    for run_id in (None, "0" * 32):
+        monkeypatch.setattr(golden, "resolve", lambda *_, id=run_id: ModelVersion("digits", 1, id, {}))
+        assert golden_examples(uri, "digits/1") == []
+
+
+def test_golden_prompts_that_are_away_for_a_moment_are_not_taken_for_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(golden, "resolve", lambda *_: ModelVersion("digits", 1, "0" * 32, {}))
+    with pytest.raises(WorkFailed, match="golden prompts of digits/1 are not to be had now"):
+        golden_examples("http://127.0.0.1:9", "digits/1")
 
 
 def test_finishing_twice_adds_nothing(uri: str, run_dir: Path):

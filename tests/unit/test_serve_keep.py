@@ -14,6 +14,7 @@ from tokendial.results import ExampleAnswers
 from tokendial.serve import keep
 from tokendial.serve.backend import Served, Whole
 from tokendial.serve.keep import CHANGES, Keeper
+from tokendial.serve.replica import Refusal
 from tokendial.serve.request import Done, ServeRequest
 from tokendial.serve.source import Source
 
@@ -87,3 +88,47 @@ def test_a_bad_version_is_refused_with_the_reason_and_the_old_one_serves_on(
         ("3", "promoted", "1"),
     ]
     assert reason in changes[1]["reason"]
+
+
+class CrowdedEndpoint(ScriptedEndpoint):
+    """Has no room for the first golden prompt of a version."""
+
+    def start(self, source: Source, examples: Any) -> Any:
+        started = super().start(source, examples)
+        whole = started.handle.answer.remote
+        refusals = [Refusal("busy", "1 requests are waiting", retry_after_s=0.01, full=True)]
+
+        async def answer(request: ServeRequest) -> Whole | Refusal:
+            return refusals.pop() if refusals else await whole(request)
+
+        started.handle.answer.remote = answer
+        return started
+
+
+def test_a_golden_prompt_that_finds_no_room_is_asked_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keep, "examples_of", lambda source: EXAMPLES)
+    keeper = Keeper(CrowdedEndpoint({"1": right}), None, lambda line: None)  # type: ignore[arg-type]
+    assert keeper.change(Source("m", "1"), "alice", "first").version == "1"
+
+
+def test_a_version_whose_golden_prompts_are_away_is_neither_served_nor_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = {"2"}
+
+    def examples_of(source: Source) -> list[ExampleAnswers]:
+        if source.version in away:
+            raise WorkFailed("golden prompts are not to be had now")
+        return EXAMPLES
+
+    monkeypatch.setattr(keep, "examples_of", examples_of)
+    endpoint = ScriptedEndpoint({"1": right, "2": right})
+    keeper = Keeper(endpoint, None, lambda line: None)  # type: ignore[arg-type]
+    keeper.change(Source("m", "1"), "alice", "first")
+    before = list(endpoint.told)
+    with pytest.raises(WorkFailed, match="not to be had now"):
+        keeper.change(Source("m", "2"), "bob", "second")
+    assert endpoint.told == before
+    assert "2" not in keeper._refused
+    away.clear()
+    assert keeper.change(Source("m", "2"), "bob", "second").version == "2"

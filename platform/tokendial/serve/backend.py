@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Served:
-    """The model that takes requests: its name in requests and in the registry, version and ladder."""
+    """The model that takes requests: its name in requests and in the registry, version and ladder.
+
+    `answer_tokens` is the longest answer that both its evaluation and its engine allow.
+    """
 
     name: str
     version: str
@@ -25,6 +28,7 @@ class Served:
     created: int
     rungs: tuple[Rung, ...]
     registered: str | None = None
+    answer_tokens: int = 16
 
     @property
     def counts(self) -> Sequence[int]:

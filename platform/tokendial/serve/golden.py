@@ -12,11 +12,13 @@ from math import sqrt
 from tokendial.model_folder import Rung
 from tokendial.results import ExampleAnswers
 from tokendial.serve.backend import Whole
-from tokendial.serve.request import Ask, Sampling, ServeRequest, Turn
+from tokendial.serve.request import Ask, Busy, Sampling, ServeRequest, Turn
 
 LEAST_AGREEMENT = 0.9
 MOST_EXAMPLES = 32
 AT_ONCE = 8
+LATENCY_MS = 3_600_000.0
+LONGEST_PAUSE_S = 1.0
 _Z = 2.58
 
 Answer = Callable[[ServeRequest], Awaitable[Whole]]
@@ -45,16 +47,21 @@ class Finding:
         )
 
 
-async def examine(answer: Answer, examples: Sequence[ExampleAnswers], rungs: Sequence[Rung]) -> list[Finding]:
-    """Ask every example at the smallest and the largest rung that it was answered at."""
+async def examine(
+    answer: Answer, examples: Sequence[ExampleAnswers], rungs: Sequence[Rung], new_tokens: int
+) -> list[Finding]:
+    """Ask every example at the smallest and the largest rung that it was answered at, for at most `new_tokens`.
+
+    Where there is no room for an example it is asked again, without end: the caller bounds the time.
+    """
     recorded = set(examples[0].answers) if examples else set()
     known = sorted((rung for rung in rungs if rung.count in recorded), key=lambda rung: rung.count)
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def agrees(example: ExampleAnswers, count: int, number: int) -> bool:
         async with gate:
-            whole = await answer(golden_request(example, count, f"golden-{count}-{number}"))
-        return whole.text.strip() == example.answers[count].strip()
+            whole = await _admitted(answer, golden_request(example, count, f"golden-{count}-{number}", new_tokens))
+        return _agrees(whole, example.answers[count].strip())
 
     findings = []
     for rung in dict.fromkeys((known[0], known[-1]) if known else ()):
@@ -65,14 +72,30 @@ async def examine(answer: Answer, examples: Sequence[ExampleAnswers], rungs: Seq
     return findings
 
 
-def golden_request(example: ExampleAnswers, count: int, id: str) -> ServeRequest:
-    """An example as a client would ask it, greedily, at one count."""
-    length = max(16, 2 * max(len(text) for text in example.answers.values()))
+def golden_request(example: ExampleAnswers, count: int, id: str, new_tokens: int) -> ServeRequest:
+    """An example as a client would ask it, greedily, at one count, in no hurry: how fast it is does not matter here."""
     return ServeRequest(
         id=id,
         turns=(Turn("user", (0, example.question)),),
         images=(example.image_png,),
         asks=(Ask(count=count),),
-        sampling=Sampling(max_new_tokens=length),
+        sampling=Sampling(max_new_tokens=new_tokens),
+        latency_ms=LATENCY_MS,
         timeout_s=60.0,
     )
+
+
+async def _admitted(answer: Answer, request: ServeRequest) -> Whole:
+    while True:
+        try:
+            return await answer(request)
+        except Busy as busy:
+            await asyncio.sleep(min(busy.retry_after_s, LONGEST_PAUSE_S))
+
+
+def _agrees(whole: Whole, recorded: str) -> bool:
+    """Whether an answer is the recorded one; one that was cut is so as far as it goes: an engine may allow less."""
+    text = whole.text.strip()
+    if whole.done.finish_reason == "length" and text:
+        return recorded.startswith(text)
+    return text == recorded

@@ -66,9 +66,10 @@ class Keeper:
     def change(self, source: Source, by: str, reason: str) -> Served:
         """Serve another version, or keep the one that serves and raise WorkFailed."""
         before = self._running
+        # Before anything is refused: where the registry is away, the next look tries again.
+        examples = examples_of(source)
         started: Running | None = None
         try:
-            examples = examples_of(source)
             started = self._endpoint.start(source, shown(examples))
             served, findings = _proved(started, examples)
             self._endpoint.switch(started, "promoted" if before else "")
@@ -132,7 +133,7 @@ def keep(keeper: Keeper, stop: threading.Event, every_s: float) -> None:
 
 
 def examples_of(source: Source) -> list[ExampleAnswers]:
-    """The fixed examples that training's evaluation answered, with its answers; none where they are not to be had."""
+    """The fixed examples that training's evaluation answered, with its answers; none where no run left them."""
     if source.folder is not None:
         path = Path(source.folder).parent / "tracking" / "examples.json"
         return read_examples(path) if path.is_file() else []
@@ -156,13 +157,15 @@ def _proved(started: Running, examples: Sequence[ExampleAnswers]) -> tuple[Serve
     async def answer(request: ServeRequest) -> Whole:
         outcome = await started.handle.answer.remote(request)
         if isinstance(outcome, Refusal):
+            if outcome.kind == "busy":
+                raise outcome.error()
             raise WorkFailed(f"it refuses a golden prompt: {outcome.message}")
         return outcome
 
     async def prove() -> tuple[Served, Sequence[Finding]]:
         async with asyncio.timeout(GOLDEN_TIMEOUT_S):
             served: Served = await started.handle.served.remote()
-            return served, await examine(answer, examples, served.rungs)
+            return served, await examine(answer, examples, served.rungs, served.answer_tokens)
 
     try:
         served, findings = asyncio.run(prove())

@@ -61,7 +61,10 @@ class EngineReplica:
         card = read_card(folder)
         created = int((folder / "tokendial.json").stat().st_mtime)
         registered = source.registered.partition("/")[0] if source.registered else None
-        self._served = Served(source.name, source.version, card.metric, created, ladder(self._engine), registered)
+        answer_tokens = min(card.config["evaluation"]["max_new_tokens"], settings.max_new_tokens)
+        self._served = Served(
+            source.name, source.version, card.metric, created, ladder(self._engine), registered, answer_tokens
+        )
         self._room = float(settings.slots * self._served.counts[-1])
         self._compiling = asyncio.create_task(self._compile())
 

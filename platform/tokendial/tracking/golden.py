@@ -4,45 +4,46 @@ import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
 
+from tokendial.experiments import ConfigError
+from tokendial.failures import WorkFailed
 from tokendial.results import ExampleAnswers
 from tokendial.tracking.registry import resolve
-from tokendial.tracking.server import AWAY, connect, logger, patient, probe, reason
+from tokendial.tracking.server import AWAY, connect, patient, probe, reason
+from tokendial.tracking.tables import read_examples_table
 
 TABLE = "tables/examples.json"
 
 
 def golden_examples(uri: str, reference: str) -> list[ExampleAnswers]:
-    """The examples of a version's run, `NAME/7`; none where it has no run, no table, or the server is away."""
+    """The examples of a version's run, `NAME/7`; none where it has no run or no table.
+
+    Raises WorkFailed where the server is away: a version is not served unasked because of that.
+    """
     version = resolve(uri, reference)
     if version.run_id is None:
         return []
     try:
         probe(uri)
-        if TABLE not in {file.path for file in connect(uri).list_artifacts(version.run_id, "tables")}:
+        if not _has_table(connect(uri), version.run_id):
             return []
         with patient(), TemporaryDirectory() as folder:
             at = download_artifacts(run_id=version.run_id, artifact_path="tables", dst_path=folder, tracking_uri=uri)
-            return _read(Path(at))
+            return read_examples_table(json.loads((Path(at) / "examples.json").read_text("utf-8")), Path(at).parent)
     except AWAY as error:
-        logger.warning("golden prompts of %s are not to be had: %s", reference, reason(error, uri))
-        return []
+        raise WorkFailed(f"golden prompts of {reference} are not to be had now: {reason(error, uri)}") from error
+    except ValueError as error:
+        raise ConfigError(f"{reference} cannot be held against its run, train it again: {error}") from error
 
 
-def _read(folder: Path) -> list[ExampleAnswers]:
-    table = json.loads((folder / "examples.json").read_text("utf-8"))
-    counts = [int(column.removesuffix(" tokens")) for column in table["columns"][3:]]
-    examples = []
-    for image, question, target, *cells in table["data"]:
-        told = {count: cell for count, cell in zip(counts, cells, strict=True) if cell}
-        examples.append(
-            ExampleAnswers(
-                image_png=(folder.parent / image["filepath"]).read_bytes(),
-                question=question,
-                target=target,
-                answers={count: cell[2:] for count, cell in told.items()},
-                quality={count: float(cell.startswith("✓")) for count, cell in told.items()},
-            )
-        )
-    return examples
+def _has_table(client: MlflowClient, run_id: str) -> bool:
+    try:
+        return TABLE in {file.path for file in client.list_artifacts(run_id, "tables")}
+    except MlflowException as error:
+        # The run was removed for good.
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False

@@ -1,12 +1,14 @@
 """Tables as MLflow's artifact view reads them: `{"columns": [...], "data": [[...], ...]}`."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tokendial.curve import Matrix
 from tokendial.results import ExampleAnswers, RunResult
 
 IMAGES = "tables/images"
+ANSWER, QUALITY = " tokens", " tokens: quality"
 
 
 def curve_table(result: RunResult) -> Mapping[str, Any]:
@@ -39,10 +41,33 @@ def examples_table(examples: Sequence[ExampleAnswers]) -> Mapping[str, Any]:
             example.question,
             example.target,
             *(_marked(example, count) for count in counts),
+            *(example.quality.get(count) for count in counts),
         ]
         for index, example in enumerate(examples)
     ]
-    return {"columns": ["image", "question", "target", *(f"{count} tokens" for count in counts)], "data": rows}
+    columns = [f"{count}{ANSWER}" for count in counts] + [f"{count}{QUALITY}" for count in counts]
+    return {"columns": ["image", "question", "target", *columns], "data": rows}
+
+
+def read_examples_table(table: Mapping[str, Any], images: Path) -> list[ExampleAnswers]:
+    """What `examples_table` made of examples, without their groups; raises ValueError where a column is missing."""
+    counts = [int(name.removesuffix(ANSWER)) for name in table["columns"] if name.endswith(ANSWER)]
+    if missing := [name for count in counts if (name := f"{count}{QUALITY}") not in table["columns"]]:
+        raise ValueError(f"the table of examples has no column {missing[0]!r}")
+    examples = []
+    for line in table["data"]:
+        row = dict(zip(table["columns"], line, strict=True))
+        told = [count for count in counts if row[f"{count}{ANSWER}"]]
+        examples.append(
+            ExampleAnswers(
+                image_png=(images / row["image"]["filepath"]).read_bytes(),
+                question=row["question"],
+                target=row["target"],
+                answers={count: row[f"{count}{ANSWER}"][2:] for count in told},
+                quality={count: row[f"{count}{QUALITY}"] for count in told},
+            )
+        )
+    return examples
 
 
 def curve_markdown(result: RunResult) -> str:
