@@ -9,6 +9,7 @@ from tokendial.search.budget import START_S, flops_per_trial, parse
 from tokendial.search.drive import plan_search
 from tokendial.search.halving import goes_on, reached, rungs
 from tokendial.search.objective import cost_of_being_good, envelope, hypervolume, pareto, value, worst_regret
+from tokendial.train.room import Room
 
 COSTS = {1: 1.0, 4: 2.0, 16: 4.0, 64: 16.0}
 CURVE = {1: 0.2, 4: 0.4, 16: 0.8, 64: 0.82}
@@ -102,8 +103,7 @@ def test_a_search_in_time_asks_the_cluster_that_trains_it(home: Path, monkeypatc
     from tokendial.search import speed
 
     monkeypatch.setattr(speed.ray_trainer, "connect", lambda: None)
-    monkeypatch.setattr(speed.ray_trainer, "cluster_gpus", lambda: 0)
-    monkeypatch.setattr(speed.ray_trainer, "cluster_cpus", lambda: 64)
+    monkeypatch.setattr(speed.ray_trainer, "cluster_room", lambda: Room(cpus=64, gpus=0))
     monkeypatch.setattr(speed, "measured_speed", lambda config: 1e6)
     plan = plan_search("digits.tiny", ("workers=2", "seed=0,1,2,3"), budget="6min")
     assert plan.flops == pytest.approx((360 - START_S) * 1e6)

@@ -14,20 +14,19 @@ from tokendial.contracts import RunConfig
 from tokendial.failures import WorkFailed
 from tokendial.resolve import from_document
 from tokendial.search import budget
-from tokendial.train import ray_trainer
+from tokendial.train import ray_trainer, room
 
 
 def slots(config: RunConfig[Any]) -> int:
     """Trials that fit the cluster at once."""
     ray_trainer.connect()
-    devices = ray_trainer.cluster_gpus() or ray_trainer.cluster_cpus()
-    return max(1, devices // config.workers)
+    return room.slots(config, ray_trainer.cluster_room())
 
 
 def measured_speed(config: RunConfig[Any]) -> float:
     """FLOPs a second of one trial, probed where its first worker would be; raises ConfigError or WorkFailed."""
     ray_trainer.connect()
-    use_gpu = ray_trainer.cluster_gpus() >= config.workers
+    use_gpu = room.takes_gpus(config, ray_trainer.cluster_room())
     probe = ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_calls=1, max_retries=0)(_probe)
     try:
         return ray.get(probe.remote(config.model_dump(mode="json"), sys.path))

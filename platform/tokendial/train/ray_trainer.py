@@ -79,14 +79,6 @@ def cluster_room() -> Room:
     return room(ray.cluster_resources(), os.environ.get(GROWS_TO))
 
 
-def cluster_gpus() -> int:
-    return cluster_room().gpus
-
-
-def cluster_cpus() -> int:
-    return cluster_room().cpus
-
-
 def train(
     order: Order,
     workers: int,
