@@ -25,7 +25,8 @@ TWO = ("workers=2", "evaluation.counts=[1,4,16]", "evaluation.test_examples=8", 
 def test_two_workers_train_to_the_end_and_leave_everything_behind(
     zero: int, home: Path, tmp_path: Path, worker_process: None
 ) -> None:
-    result = train(*TWO, f"zero.stage={zero}")
+    # One batch of validation, so that one worker scores it and the other none.
+    result = train(*TWO, f"zero.stage={zero}", "evaluation.every=6")
     folder = folder_of(result)
     assert read_result(folder / "result.json") == result
     assert result.status == "FINISHED"
@@ -55,6 +56,7 @@ def test_two_workers_train_to_the_end_and_leave_everything_behind(
     losses = history(home, result.name, "train/loss")
     assert list(losses) == list(range(1, 13))
     assert list(losses.values()) == pytest.approx(alone.losses, rel=1e-4)
+    assert list(history(home, result.name, "validation/quality/k4")) == [6, 12]
     until("free CPUs", cluster_is_free)
 
 

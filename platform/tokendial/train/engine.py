@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -114,21 +113,25 @@ def step(engine: DeepSpeedEngine) -> float:
     return float(cast(float, engine.get_global_grad_norm() if norm is None else norm))
 
 
-@contextmanager
-def gathered(engine: DeepSpeedEngine) -> Iterator[nn.Module]:
-    """The model with all its weights on every rank, whatever the ZeRO stage (collective)."""
+def full_state(engine: DeepSpeedEngine) -> Mapping[str, Tensor]:
+    """Every tensor of the model on every rank's CPU, whatever the ZeRO stage (collective)."""
     import deepspeed
 
     model = cast(StepModule, engine.module).model
     parameters = list(model.parameters())
     with deepspeed.zero.GatheredParameters(parameters, enabled=engine.zero_optimization_stage() == 3):
-        yield model
-
-
-def full_state(engine: DeepSpeedEngine) -> Mapping[str, Tensor]:
-    """Every tensor of the model on every rank's CPU (collective)."""
-    with gathered(engine) as model:
         return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def apart(
+    engine: DeepSpeedEngine, task: Task, config: RunConfig[Any], device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """The model as a rank can run it by itself (collective): under ZeRO-3, whose passes wait for all ranks, a copy."""
+    if engine.zero_optimization_stage() < 3:
+        return cast(StepModule, engine.module).model
+    model = task.build_model(config)
+    model.load_state_dict(full_state(engine))
+    return model.to(device, dtype)
 
 
 def save(engine: DeepSpeedEngine, folder: Path, state: Mapping[str, Any]) -> None:

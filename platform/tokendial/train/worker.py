@@ -272,12 +272,12 @@ def _restore(engine: DeepSpeedEngine, found: ck.Checkpoint, job: Job, seat: Seat
 def _validate(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State) -> None:
     config = job.config
     examples = examples_of(job.data, config, "validation")
-    with ds.gathered(engine) as model:
-        graded = grade(
-            job.task, model, job.data, examples, config, config.evaluation.counts, job.device, job.dtype,
-            (seat.rank, seat.world),
-        )  # fmt: skip
-        model.train()
+    model = ds.apart(engine, job.task, config, job.device, job.dtype)
+    graded = grade(
+        job.task, model, job.data, examples, config, config.evaluation.counts, job.device, job.dtype,
+        (seat.rank, seat.world),
+    )  # fmt: skip
+    model.train()
     sums = all_sum([x for k in graded for x in (sum(g.quality for g in graded[k]), len(graded[k]))], job)
     if seat.rank == 0:
         quality = {k: sums[2 * i] / sums[2 * i + 1] for i, k in enumerate(graded)}

@@ -1,0 +1,34 @@
+"""Curves on the way: scored between two steps, by each worker for itself, and without a trace in training."""
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+from tokendial.scores import Graded, Scores, grade
+from torch import nn
+from train_lab import Lab, configured
+
+pytestmark = pytest.mark.usefixtures("worker_process")
+
+
+@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_a_curve_on_the_way_is_of_the_weights_so_far_and_changes_no_step(
+    zero: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared: list[bool] = []
+
+    def watched(task: Any, model: nn.Module, *rest: Any) -> Graded:
+        # DeepSpeed marks the parameters that it gathers from all ranks in each pass.
+        shared.append(any(hasattr(parameter, "ds_id") for parameter in model.parameters()))
+        return grade(task, model, *rest)
+
+    monkeypatch.setattr("tokendial.train.worker.grade", watched)
+    stage, every = f"zero.stage={zero}", ("evaluation.every=3", "evaluation.split=validation")
+    plain = Lab(tmp_path / "plain", configured(stage)).work()
+    lab = Lab(tmp_path / "watched", configured(stage, *every)).work()
+    assert lab.losses == plain.losses
+    curve = {step: values["validation/quality/k4"] for step, values in lab.logged.items() if step % 3 == 0 and step > 4}
+    assert list(curve) == [6, 9, 12]
+    assert curve[12] == pytest.approx(mean(Scores.read(lab.folder / "scores.json").items.quality[4]))
+    assert shared == [False] * 5
