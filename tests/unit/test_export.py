@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,8 +48,8 @@ print(json.dumps({"answers": answers, "chat": chat, "class": type(model).__modul
 """
 
 
-def picture() -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8))
+def picture(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (40, 30, 3), dtype=np.uint8))
 
 
 def answers(
@@ -171,6 +172,22 @@ def test_the_processor_expands_placeholders_and_refuses_bad_calls() -> None:
         processor(images=picture(), text=PROMPT, visual_tokens=5)
     with pytest.raises(ValueError, match="has 1 <image> placeholders for 2 images"):
         processor(images=[picture(), picture()], text=PROMPT)
+
+
+@pytest.mark.parametrize("projector", ["pool", "query"])
+def test_prompts_of_different_lengths_are_answered_together_as_alone(projector: str) -> None:
+    model: Any = TASK.build_model(tiny_run(projector)).eval()
+    processor = build_processor(model, TASK.tokenizer)
+    images, texts = [picture(), picture(seed=1)], ["<s> <image> w1", "<s> <image> w1 w2 w3 w4 w5 w6"]
+    for k in COUNTS[projector]:
+
+        def new_ids(images: list[Image.Image], texts: list[str], k: int = k) -> list[list[int]]:
+            inputs = processor(images=images, text=texts, visual_tokens=k, padding=True)
+            ids = model.generate(**inputs, max_new_tokens=8, do_sample=False, eos_token_id=-1)
+            return ids[:, inputs["input_ids"].shape[1] :].tolist()
+
+        alone = [new_ids([image], [text])[0] for image, text in zip(images, texts, strict=True)]
+        assert new_ids(images, texts) == alone
 
 
 def test_pixels_of_the_right_size_are_scaled_to_minus_one_and_one_bit_for_bit() -> None:

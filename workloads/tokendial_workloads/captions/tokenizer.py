@@ -58,7 +58,6 @@ def captions_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         additional_special_tokens=["<image>"],
         chat_template=CHAT_TEMPLATE,
-        padding_side="right",
         clean_up_tokenization_spaces=False,
     )
 

@@ -32,5 +32,4 @@ def digits_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         additional_special_tokens=["<image>"],
         chat_template=CHAT_TEMPLATE,
-        padding_side="right",
     )

@@ -96,7 +96,7 @@ class TokendialProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> BatchFeature:
-        """input_ids and attention_mask with k placeholders per image, and pixel_values [I, 3, H, W].
+        """input_ids and attention_mask with k placeholders per image, left-padded, and pixel_values [I, 3, H, W].
 
         Raises ValueError where the count is not admissible, or images and placeholders differ in number.
         """
@@ -111,6 +111,8 @@ class TokendialProcessor(ProcessorMixin):
         if texts:
             grown = [row.replace(self.image_token, self.image_token * k) for row in texts]
             kwargs.setdefault("padding", len(texts) > 1)
+            # An answer follows the last column, which must be text in every row.
+            kwargs.setdefault("padding_side", "left")
             kwargs.setdefault("return_token_type_ids", False)
             data.update(self.tokenizer(grown, return_tensors=return_tensors, **kwargs))
         if images:

@@ -46,7 +46,6 @@ def source_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         found.add_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)], special_tokens=True)
     if found.pad_token is None:
         found.pad_token = found.eos_token
-    found.padding_side = "right"
     return found
 
 
