@@ -102,9 +102,15 @@ def test_a_space_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
         ({3: Uniform(0, 1)}, "3 is a int; a path is text"),
         ({"optimizer.lr": Choice((0.1, {0.2}))}, r"optimizer\.lr has an option that JSON cannot hold"),
         ({"seed": Choice((0, 1, 0))}, "seed lists 0 more than once"),
+        (lists(("schedule.counts=4,16,144",))[1], r"may be 4, which is no list .* as schedule\.counts=\[4,16,144\]"),
+        ({"schedule.counts": Choice(([4, 16], [4, 0.5]))}, r"schedule\.counts may be \[4, 0\.5\]"),
+        ({"schedule.counts": Integers(1, 4)}, r"schedule\.counts may be Integers\(low=1, high=4\)"),
     ],
-    ids=["unknown", "no domain", "grid", "budget", "section", "workers", "laws", "no text", "no JSON", "twice"],
-)
+    ids=[
+        "unknown", "no domain", "grid", "budget", "section", "workers", "laws", "no text", "no JSON", "twice", "count",
+        "half a count", "no counts",
+    ],
+)  # fmt: skip
 def test_a_space_that_cannot_be_searched_is_refused(space: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_space(space, BASE)

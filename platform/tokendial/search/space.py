@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tokendial.contracts import RunConfig
+from tokendial.dotted import keys
 from tokendial.experiments import ConfigError
-from tokendial.resolve import keys
 from tokendial.search.domains import (
     Choice,
     CountPower,
@@ -98,7 +98,8 @@ def check_space(space: Space, base: RunConfig[Any], fixed: Sequence[str] = ()) -
         raise ConfigError(f"{min(twice)} has a value and is in the space too; leave one of them out")
     if given | space.keys() >= LAWS and LAWS & space.keys():
         raise ConfigError("space: schedule.weights has no effect beside schedule.phases; leave one of them out")
-    known = keys(base)
+    # The entries of a list have no path of their own.
+    known = [key for key in keys(base) if "[]" not in key]
     for path, domain in space.items():
         if not isinstance(path, str):
             raise ConfigError(f"space: {path!r} is a {type(path).__name__}; a path is text such as 'optimizer.lr'")
@@ -113,6 +114,8 @@ def check_space(space: Space, base: RunConfig[Any], fixed: Sequence[str] = ()) -
             raise ConfigError(f"space: {path} is the same for every trial, as trials are compared on it")
         if isinstance(domain, Choice):
             _check_options(path, domain)
+        if path == COUNTS:
+            _check_counts(domain)
 
 
 def _keys(overrides: Sequence[str]) -> set[str]:
@@ -127,6 +130,18 @@ def _check_options(path: str, domain: Choice) -> None:
     repeated = [text for text in texts if texts.count(text) > 1]
     if repeated:
         raise ConfigError(f"space: {path} lists {repeated[0]} more than once")
+
+
+def _check_counts(domain: Domain) -> None:
+    """Other domains are made for the counts of a candidate, so each of its options must be a list of counts."""
+    options = domain.options if isinstance(domain, Choice) else (domain,)
+    for option in options:
+        whole = isinstance(option, list | tuple) and option and all(type(one) is int and one > 0 for one in option)
+        if not whole:
+            raise ConfigError(
+                f"space: {COUNTS} may be {option!r}, which is no list of token counts; give one set as "
+                f"{COUNTS}=[4,16,144], several as {COUNTS}=[4,16],[4,144]"
+            )
 
 
 def scalars(space: Space) -> dict[str, Scalar]:
