@@ -1,6 +1,5 @@
 """From an experiment's name and dotted overrides to one validated configuration, before anything heavy is imported."""
 
-import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from tokendial import machine
 from tokendial.contracts import RunConfig
+from tokendial.dotted import assign, problem
 from tokendial.experiments import ConfigError, experiment, sentence, workload
 from tokendial.presets import SECTION_PRESETS
 from tokendial.runs import home
@@ -21,7 +21,7 @@ MAX_CONFIG_BYTES = 1 << 20
 _PARTS = ("vision", "language")
 BOUNDS = ("steps", "flops", "tokens", "seconds")
 
-__all__ = ["ConfigError", "from_document", "keys", "resolve"]
+__all__ = ["ConfigError", "from_document", "resolve"]
 
 
 def resolve(
@@ -73,18 +73,6 @@ def resolve(
 def from_document(document: Mapping[str, Any]) -> RunConfig[Any]:
     """A resolved configuration read back in the type its experiment gives it."""
     return _validated(type(experiment(_experiment_name(None, document))), document)
-
-
-def keys(model: BaseModel, prefix: str = "") -> dict[str, tuple[str, Any, str]]:
-    """Every dotted key of a configuration as key → (type, value, meaning)."""
-    found: dict[str, tuple[str, Any, str]] = {}
-    for name, field in type(model).model_fields.items():
-        value, key = getattr(model, name), f"{prefix}{name}"
-        if isinstance(value, BaseModel):
-            found.update(keys(value, f"{key}."))
-        else:
-            found[key] = (_type_name(field.annotation), value, field.description or "")
-    return found
 
 
 def _placed(config: RunConfig[Any]) -> RunConfig[Any]:
@@ -239,7 +227,7 @@ def _merged(base: RunConfig[Any], fields: Mapping[str, Any], presets: Mapping[st
         if fields.get(f"model.{part}.source") is not None or fields.get("model.init_from") is not None:
             document["model"][part]["config"] = {}
     for key, value in fields.items():
-        _assign(document, key, value, type(base))
+        assign(document, key, value, type(base))
     return document
 
 
@@ -278,48 +266,8 @@ def _is_preset(schedule: ScheduleConfig) -> bool:
     return schedule.preset in PRESETS and schedule == preset(schedule.preset, schedule.counts)
 
 
-def _assign(document: dict[str, Any], key: str, value: Any, model: type[BaseModel]) -> None:
-    *parents, last = key.split(".")
-    place, known = document, model
-    for depth, part in enumerate(parents):
-        _require(part, place, ".".join(parents[:depth]), known)
-        if place[part] is None and _is_free(".".join(["", *parents[: depth + 1]])):
-            place[part] = {}
-        if not isinstance(place[part], dict):
-            raise ConfigError(f"key {key!r} goes into {'.'.join(parents[: depth + 1])}, which has no fields")
-        place = place[part]
-    inside = ".".join(parents)
-    if not _is_free(inside):
-        _require(last, place, inside, model)
-    place[last] = value
-
-
-def _is_free(section: str) -> bool:
-    """Sections whose keys are another library's: transformers' configurations, and sections that may be absent."""
-    return section.endswith((".vision.config", ".language.config", "schedule.distil", "model.lora"))
-
-
-def _require(part: str, place: Mapping[str, Any], inside: str, model: type[BaseModel]) -> None:
-    if part in place:
-        return
-    prefix = f"{inside}." if inside else ""
-    near = difflib.get_close_matches(part, place, n=3, cutoff=0.5)
-    if near:
-        hint = f"near it: {', '.join(prefix + name for name in near)}"
-    elif inside:
-        hint = f"the keys of {inside} are {', '.join(place)}"
-    else:
-        hint = "`tokendial train EXPERIMENT --help` lists the keys"
-    raise ConfigError(f"unknown key {prefix + part!r}; {hint}")
-
-
 def _validated(model: type[RunConfig[Any]], document: Mapping[str, Any]) -> RunConfig[Any]:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(sentence(error)) from error
-
-
-def _type_name(annotation: Any) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return text.replace("typing.", "").split("Annotated[")[-1].split(", FieldInfo")[0].split(", Strict")[0]
+        raise ConfigError(problem(error, model)) from error

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from run_lab import Said, cluster_is_free, say, until
 from tokendial import api
+from tokendial.dotted import keys
 from tokendial.experiments import experiment, experiment_names
-from tokendial.resolve import keys, resolve
+from tokendial.resolve import resolve
 from tokendial.results import RunResult
 from tokendial.schedule import PRESETS
 from train_lab import TWO_STAGES, assert_bit_equal, final_weights

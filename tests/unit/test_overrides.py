@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from tokendial.contracts import RunConfig
-from tokendial.experiments import ConfigError
+from tokendial.dotted import keys
+from tokendial.experiments import ConfigError, experiment
 from tokendial.resolve import resolve
 from tokendial.schedule import preset
 from tokendial.train.driver import with_horizon
@@ -74,3 +75,37 @@ def test_a_budget_without_a_step_for_the_language_model_is_refused() -> None:
 def test_two_bounds_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"^budget"):
         resolve("digits", ["budget.steps=2", "budget.flops=1e12"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("schedule.distil.wieght=1", "unknown key 'schedule.distil.wieght'; near it: schedule.distil.weight"),
+        ('schedule.distil={"wieght":1}', "unknown key 'schedule.distil.wieght'; near it: schedule.distil.weight"),
+        ("model.lora.zzz=1", "unknown key 'model.lora.zzz'; the keys of model.lora are rank, alpha, dropout"),
+        ('model={"lora":{"rnk":2}}', "unknown key 'model.lora.rnk'; near it: model.lora.rank"),
+        ('stages=[{"name":"a","shaer":1}]', "unknown key 'stages.0.shaer'; near it: stages.0.share"),
+        ("stages.lr_factor=2", "goes into stages, which is a list; give it whole, as stages=[...]"),
+        ("model.lora.rank.x=2", "goes into model.lora.rank, which has no fields"),
+    ],
+)
+def test_a_misspelt_key_of_a_nested_section_is_told_the_near_ones(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        resolve("digits", [override])
+    assert words in str(refused.value)
+
+
+def test_the_keys_of_absent_sections_and_of_lists_are_listed_with_their_defaults() -> None:
+    listed = keys(experiment("digits"))
+    assert all(meaning for _, _, meaning in listed.values())
+    assert listed["schedule.distil.weight"][:2] == ("float", 1.0)
+    assert listed["model.lora.rank"][:2] == ("int", 8)
+    assert listed["stages[].lr_factor"][1] == 1.0
+    assert listed["schedule.phases[].until"][1] == "required"
+
+
+def test_a_field_of_a_models_own_that_its_configuration_leaves_out_may_be_given() -> None:
+    rope = ["rope_type=linear", "factor=2", "rope_theta=1e4"]
+    config = resolve("captions.openmoji", [f"model.language.config.rope_parameters.{line}" for line in rope])
+    expected = {"rope_type": "linear", "factor": 2, "rope_theta": 1e4}
+    assert config.model.language.config["rope_parameters"] == expected

@@ -116,8 +116,8 @@ def _wide() -> Console:
 
 
 def _print_train_help(experiment: str | None) -> None:
+    from tokendial.dotted import keys
     from tokendial.resolve import experiment as load
-    from tokendial.resolve import keys
 
     command = typer.main.get_command(app).commands["train"]  # type: ignore[attr-defined]
     context = typer.Context(command, info_name="tokendial train")
