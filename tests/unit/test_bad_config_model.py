@@ -4,14 +4,18 @@ import importlib
 from pathlib import Path
 
 import pytest
+import torch
 from tokendial.experiments import ConfigError, experiment
 from tokendial.resolve import resolve
 from tokendial.train.driver import with_horizon
 from tokendial_workloads.vlm.fields import ACTIVATIONS, FIELDS
-from transformers import AutoConfig
+from tokendial_workloads.vlm.rotary import NEEDED, check_rope
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 VISION, LANGUAGE = "model.vision.config.", "model.language.config."
+ROPE = f"{LANGUAGE}rope_parameters."
 SIGLIP = (
     "model.vision.kind=siglip_vision_model",
     'model.vision.config={"hidden_size": 16, "num_attention_heads": 4, "image_size": 48, "patch_size": 8}',
@@ -38,6 +42,34 @@ BAD = {
     "language field misspelt": ("digits", [f"{LANGUAGE}hiden_size=8"], ["hiden_size", "near it: hidden_size"]),
     "activation unknown": ("digits", [f"{LANGUAGE}hidden_act=sine"], ["hidden_act", "silu", "sine"]),
     "rotations of no kind": ("digits", [f"{LANGUAGE}rope_parameters=7"], ["rope_parameters", "7"]),
+    "rotations of an unknown type": ("digits", [f"{ROPE}rope_type=spiral"], [f"{ROPE}rope_type 'spiral'", "longrope"]),
+    "rotations without their factor": (
+        "digits",
+        [f"{ROPE}rope_type=linear"],
+        ["lacks factor (a number from 1)", "linear"],
+    ),
+    "rotations of no factor": (
+        "digits",
+        [f"{ROPE}rope_type=linear", f"{ROPE}factor=0"],
+        [f"{ROPE}factor must be a number from 1, got 0"],
+    ),
+    "rotations without their bands": (
+        "digits",
+        [f"{ROPE}rope_type=llama3", f"{ROPE}factor=2"],
+        ["lacks low_freq_factor", "llama3"],
+    ),
+    "rotations for other heads": (
+        "digits",
+        [f'{LANGUAGE}rope_parameters={{"rope_type":"longrope","short_factor":[1],"long_factor":[1]}}'],
+        [f"{ROPE}short_factor has 1 numbers", "heads of 16 need 8"],
+    ),
+    "rotations with a key of another type": (
+        "digits",
+        [f"{ROPE}factor=2"],
+        [f"{ROPE}factor", "'default'", "rope_theta"],
+    ),
+    "padding beyond the vocabulary": ("digits", [f"{LANGUAGE}pad_token_id=9999"], ["pad_token_id 9999", "vocab_size"]),
+    "end beyond the vocabulary": ("digits", [f"{LANGUAGE}eos_token_id=9999"], ["eos_token_id 9999", "vocab_size"]),
     "model type unknown": ("digits", ["model.language.kind=gpt9"], ["gpt9", "llama"]),
     "tower without heads": ("digits", [f"{VISION}num_attention_heads=0"], [f"{VISION}num_attention_heads", "0"]),
     "tower of half a layer": ("digits", [f"{VISION}num_hidden_layers=1.5"], [f"{VISION}num_hidden_layers", "1.5"]),
@@ -124,6 +156,29 @@ def test_the_fields_of_a_model_type_are_those_of_transformers(kind: str) -> None
     # A pooling head is never built, whatever the configuration says.
     assert set(FIELDS[kind]) == {name for name in own - {"vision_use_head"} if not name.isupper()}
     assert set(ACTIVATIONS) <= set(ACT2FN)
+
+
+TINY = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 32, "vocab_size": 20}
+ROPE_VALUES = {
+    "factor": 2.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "low_freq_factor": 1.0, "high_freq_factor": 4.0
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NEEDED)
+def test_the_keys_of_rotary_positions_are_those_that_transformers_needs(kind: str) -> None:
+    assert set(NEEDED) == {"default", *ROPE_INIT_FUNCTIONS} - {"proportional"}
+    rope = {"rope_type": kind, **{key: ROPE_VALUES[key] for key in NEEDED[kind]}}
+    check_rope("language", rope, head_width=8, over_source=False)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **TINY, rope_parameters=dict(rope)))
+    assert model(torch.arange(6)[None]).logits.isfinite().all()
+    for key in NEEDED[kind]:
+        lacking = {name: value for name, value in rope.items() if name != key}
+        with pytest.raises(KeyError, match=key):
+            AutoConfig.for_model("llama", **TINY, rope_parameters=lacking)
+        with pytest.raises(ValueError, match=f"lacks {key}"):
+            check_rope("language", lacking, head_width=8, over_source=False)
+    with pytest.raises(ValueError, match="lacks rope_theta"):
+        check_rope("language", rope, head_width=8, over_source=True)
 
 
 @pytest.mark.parametrize("projector", ["query", "pool_after", "mlp"])

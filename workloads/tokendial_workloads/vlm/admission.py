@@ -9,6 +9,7 @@ from tokendial.contracts.config import PROJECTOR_SETTINGS
 
 from .counts import check_count
 from .fields import check_fields
+from .rotary import check_rope
 from .shapes import TowerShape, language_shape, language_values, tower_shape, tower_values
 
 
@@ -105,6 +106,13 @@ def _check_language(model: ModelConfig, vocab_size: int) -> None:
         )
     if shape.head_width % 2:
         raise ValueError(f"{section}: heads are {shape.head_width} wide; rotary positions need an even width")
+    if "rope_parameters" in model.language.config:
+        over_source = (model.language.source or model.init_from) is not None
+        check_rope(section, model.language.config["rope_parameters"], shape.head_width, over_source)
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        value = model.language.config.get(name)
+        if value is not None and value >= shape.vocab_size:
+            raise ValueError(f"{section}.{name} {value} is not an id of the {shape.vocab_size} in vocab_size")
 
 
 def _check_heads(section: str, values: Mapping[str, Any]) -> None:

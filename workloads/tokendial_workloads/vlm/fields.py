@@ -6,33 +6,26 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "leaky_relu", "mish", "quick_gelu", "relu", "relu2", "silu")
-ROPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
 def _whole(value: Any, least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def _number(value: Any) -> bool:
+def number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _rope(value: Any) -> bool:
-    if not isinstance(value, dict) or value.get("rope_type", "default") not in ROPES:
-        return False
-    theta = value.get("rope_theta", 1)
-    return _number(theta) and theta > 0
 
 
 Rule = tuple[str, Callable[[Any], bool]]
 SIZE: Rule = ("a whole number above 0", _whole)
 ID: Rule = ("null or a whole number from 0", lambda value: value is None or _whole(value, 0))
 WINDOW: Rule = ("null or a whole number above 0", lambda value: value is None or _whole(value))
-POSITIVE: Rule = ("a number above 0", lambda value: _number(value) and value > 0)
-PROBABILITY: Rule = ("a number from 0 to 1", lambda value: _number(value) and 0 <= value <= 1)
+POSITIVE: Rule = ("a number above 0", lambda value: number(value) and value > 0)
+PROBABILITY: Rule = ("a number from 0 to 1", lambda value: number(value) and 0 <= value <= 1)
 SWITCH: Rule = ("true or false", lambda value: isinstance(value, bool))
 ACTIVATION: Rule = (f"one of {', '.join(ACTIVATIONS)}", lambda value: value in ACTIVATIONS)
-ROPE: Rule = (f"an object with rope_type ({', '.join(ROPES)}) and rope_theta above 0", _rope)
+# What is in it, `rotary` checks.
+ROPE: Rule = ("an object with rope_type and rope_theta", lambda value: isinstance(value, dict))
 LAYERS: Rule = ("null or a list of names", lambda value: value is None or isinstance(value, list))
 
 _TOWER: Mapping[str, Rule] = {
