@@ -1,10 +1,12 @@
 """Who starts next: groups of equal counts, ageing, priorities, bounds; and replays of bent answers."""
 
+from dataclasses import replace
 from math import inf
 
 import pytest
 from serve_simulation import BENDS, CAPACITY, COSTS, RATIO, STAYS, governor, poisson, scaled, simulate
 from tokendial.serve.batching import Batcher, Full, Ticket
+from tokendial.serve.costs import Text
 from tokendial.serve.governor import Governor, Terms
 from tokendial.serve.replay import Agreement
 
@@ -261,3 +263,18 @@ def test_a_crowd_is_let_come_together_and_who_is_alone_is_read_at_once() -> None
     queue.leave(5)
     queue.admit(ticket(6, STAYS, arrived=6.0), 6.0)
     assert queue.gathering_s(6.0, 32) == 0, "the last pass had one"
+
+
+def test_a_long_text_is_in_the_work_ahead_until_it_is_read() -> None:
+    costs = replace(COSTS, text=Text(few=20, read_token_s=1e-3))
+    queue = Batcher(governor(costs=costs))
+    queue.reserve(0, BENDS, 4, 0.0)
+    unknown_s = queue.ahead_s()
+    queue.join(ticket(0, length=256 + 1020), 0.0)
+    assert queue.ahead_s() == pytest.approx([seconds + 1.0 for seconds in unknown_s])
+    assert started(queue) == [0]
+    assert queue.ahead_s()[0] > 1.0
+    queue.read([0])
+    assert queue.ahead_s()[0] < 0.1
+    queue.leave(0)
+    assert queue.ahead_s() == [0.0] * 4

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import pytest
 import torch
 from served_model import COUNTS, TEXTS, all_answers, answered, export_model, offline_answers, question, run
 from tokendial.failures import WorkFailed
-from tokendial.serve.costs import Costs, Line
+from tokendial.serve.costs import Costs, Line, Text
 from tokendial.serve.engine import Engine
-from tokendial.serve.request import Done, Sampling, ServeRequest
+from tokendial.serve.request import Done, Sampling, ServeRequest, Turn
 from tokendial_workloads.vlm.serving import VlmServing
 
 
@@ -75,6 +76,42 @@ def test_the_shadow_answers_at_full_count_and_counts_what_it_would_have_bent(fol
         assert counters.images == {144: 30}
 
     run(folder, use, governor="shadow", target_ms=60000)
+
+
+@pytest.mark.parametrize("words", [600, 1200])
+def test_a_long_text_does_not_pass_for_a_slow_machine(words: int, folder: Path) -> None:
+    """Of 600 words each is known to take half a millisecond; 1200 are more than was ever measured."""
+
+    async def use(engine: Engine) -> None:
+        serving: Any = engine._serving
+        whole = serving.prefill
+
+        def slow(rows: Any) -> torch.Tensor:
+            time.sleep(5e-4 * len(rows[0].ids))
+            return whole(rows)
+
+        line = {max(COUNTS): Line(0.0, 1e-3)}
+        text = Text(few=10, many=1000, read_token_s=5e-4)
+        engine._batcher.governor.recost(Costs(Line(0.0, 0.0), line, line, batch=1, text=text))
+        serving.prefill = slow
+        asked = replace(question(), turns=(Turn("user", ("what " * words,)),), images=(), asks=())
+        await answered(engine, replace(asked, sampling=Sampling(1)))
+        assert engine.load_state().cost_scale < 2
+
+    run(folder, use, governor="on")
+
+
+def test_calibration_learns_what_text_costs(folder: Path) -> None:
+    async def use(engine: Engine) -> None:
+        await engine.calibrate()
+        text = engine._batcher.governor.costs.text
+        assert 0 < text.few < 20
+        assert text.many == 512
+        assert 0 < text.read_s(512) < 10
+        assert text.read_s(text.few) == 0
+        assert engine.load_state().running == 0
+
+    run(folder, use, max_prompt_tokens=516)
 
 
 def test_an_idle_engine_reads_those_together_that_it_lets_come_together(folder: Path) -> None:

@@ -22,6 +22,7 @@ from serve_simulation import (
     scaled,
     simulate,
 )
+from tokendial.serve.costs import Text
 from tokendial.serve.governor import Governor, Terms
 
 TARGET_S = 1.0
@@ -277,3 +278,13 @@ def test_costs_lie_on_lines_between_and_beyond_what_was_measured() -> None:
     assert COSTS.prefill_s(0, 1) > 0
     assert COSTS.share_s((256,), 1) < COSTS.alone_s((256,), 1)
     assert COSTS.share_s((16,), 5) - COSTS.share_s((16,), 1) == pytest.approx(4 * COSTS.token_s((16,)))
+
+
+def test_text_costs_by_its_length() -> None:
+    costs = replace(COSTS, text=Text(few=20, many=1024, read_token_s=1e-3, step_token_s=1e-5))
+    assert costs.read_s((256,), 4, text=20) == COSTS.read_s((256,), 4)
+    assert costs.read_s((), 1, text=1020) - COSTS.read_s((), 1) == pytest.approx(1.0)
+    assert costs.decode_s(256, 4, text=1020) - COSTS.decode_s(256, 4) == pytest.approx(0.04)
+    chosen = governor(costs=costs)
+    more = [long - short for short, long in zip(chosen.work_s(BENDS, 5), chosen.work_s(BENDS, 5, 1020), strict=True)]
+    assert more == pytest.approx([1.04] * chosen.num_levels)

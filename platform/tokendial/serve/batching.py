@@ -29,6 +29,11 @@ class Ticket:
     expires: float = inf
     priority: int = 0
 
+    @property
+    def text(self) -> int:
+        """Positions that are not an image's."""
+        return self.length - sum(self.terms.wanted)
+
 
 @dataclass(frozen=True)
 class Start:
@@ -127,11 +132,13 @@ class Batcher:
         self._add(work_s, 1)
 
     def join(self, ticket: Ticket, now: float) -> None:
-        """Take the place that was kept."""
+        """Take the place that was kept; how much text there is to read is known from now on."""
         reserved = self._reserved.pop(ticket.id)
+        work_s = self._work_s(ticket)
         patience_s = min(self._patience_s, ticket.terms.target_s / 4)
         due = ticket.arrived + patience_s * (1 - ticket.priority)
-        self._waiting[ticket.id] = _Entry(ticket, now, reserved.work_s, due)
+        self._waiting[ticket.id] = _Entry(ticket, now, work_s, due)
+        self._add(tuple(known - kept for known, kept in zip(work_s, reserved.work_s, strict=True)), 1)
 
     def admit(self, ticket: Ticket, now: float) -> None:
         """Reserve and join at once."""
@@ -206,20 +213,21 @@ class Batcher:
         Answers being written stand still meanwhile, once for each of their tokens: a pass is kept so short that this
         costs them no more than `_STALL` of the target in all.
         """
-        governor, longest = self.governor, 0
+        governor, longest, text = self.governor, 0, 0
         target_s = governor.feasible_s(inf, choices[group[0].ticket.id].counts, self.new_tokens)
         limit_s = _STALL * target_s / max(1.0, self.new_tokens - 1) if self._running else inf
         for rows, entry in enumerate(group, 1):
-            longest = max(longest, entry.ticket.length)
-            pass_s = governor.scale * governor.costs.read_s(choices[entry.ticket.id].counts, rows)
+            longest, text = max(longest, entry.ticket.length), max(text, entry.ticket.text)
+            pass_s = governor.scale * governor.costs.read_s(choices[entry.ticket.id].counts, rows, text)
             if rows > 1 and (longest * rows > self._prefill_tokens or pass_s > limit_s):
                 return
             yield entry
 
     def _run(self, entry: _Entry, choice: Choice) -> None:
         expected = self._expected(entry.ticket)
-        token_s = self.governor.costs.token_s(choice.counts)
-        left_s = self.governor.costs.share_s(choice.counts, expected)
+        costs, text = self.governor.costs, entry.ticket.text
+        token_s = costs.token_s(choice.counts) + costs.text.step_s(text)
+        left_s = costs.share_s(choice.counts, expected) + costs.text.share_s(text, expected)
         self._running[entry.ticket.id] = _Running(entry.ticket, left_s, (expected - 1) * token_s, token_s)
         self._running_s += left_s
 
@@ -246,13 +254,16 @@ class Batcher:
     def reprice(self) -> None:
         """What waits anew, after the governor's rules changed."""
         for entry in self._waiting.values():
-            entry.work_s = self.governor.work_s(entry.ticket.terms, self._expected(entry.ticket))
+            entry.work_s = self._work_s(entry.ticket)
         self._waiting_s = [0.0] * self.governor.num_levels
         for held in (*self._waiting.values(), *self._reserved.values()):
             self._add(held.work_s, 1)
 
     def _sum_running(self) -> None:
         self._running_s = sum(running.left_s for running in self._running.values())
+
+    def _work_s(self, ticket: Ticket) -> tuple[float, ...]:
+        return self.governor.work_s(ticket.terms, self._expected(ticket), ticket.text)
 
     def _expected(self, ticket: Ticket) -> float:
         return min(self.new_tokens, ticket.max_new_tokens)

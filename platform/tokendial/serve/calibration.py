@@ -8,19 +8,27 @@ from statistics import median
 import torch
 
 from tokendial.contracts.serving import Row, Serving
-from tokendial.serve.costs import Costs, Line
+from tokendial.serve.costs import Costs, Line, Text
 
 _REPEATS = 3
 _STEPS = 4
 _BATCH = 16
+_TEXT = 1024
 
 
 def calibrate(
-    serving: Serving, counts: Sequence[int], num_slots: int, pixels: torch.Tensor, prompt: Sequence[int]
+    serving: Serving,
+    counts: Sequence[int],
+    num_slots: int,
+    pixels: torch.Tensor,
+    prompt: Sequence[int],
+    text: Sequence[int],
+    most_text: int,
 ) -> Costs:
     """Costs from batches of one and of up to sixteen rows; to be called on the model's thread with no slot taken.
 
-    `prompt` holds one image placeholder, `pixels` [3, H, W] any image.
+    `prompt` holds one image placeholder, `text` none, `pixels` [3, H, W] is any image. A row has at most `most_text`
+    tokens of text, new ones included.
     """
     batch = min(num_slots, _BATCH)
     images = {rows: pixels.expand(rows, -1, -1, -1) for rows in {1, batch}}
@@ -30,29 +38,45 @@ def calibrate(
     prefill: dict[int, Line] = {}
     decode: dict[int, Line] = {}
     for count in counts:
-        measured = {rows: _answer(serving, features[rows], prompt, count, rows) for rows in {1, batch}}
+        measured = {rows: _answer(serving, _images(serving, features[rows], prompt, count)) for rows in {1, batch}}
         prefill[count], decode[count] = (
             Line.through(measured[1][part], measured[batch][part], batch) for part in (0, 1)
         )
-    return Costs(encode, prefill, decode, batch)
+    return Costs(encode, prefill, decode, batch, _text(serving, text, min(most_text - _STEPS, _TEXT)))
 
 
-def _answer(
-    serving: Serving, features: torch.Tensor, prompt: Sequence[int], count: int, rows: int
-) -> tuple[float, float]:
-    """Median seconds of projecting and reading a batch, and of one step of it."""
+def _text(serving: Serving, text: Sequence[int], many: int) -> Text:
+    """What a token of text adds: from one row of this text and one of its last id `many` times."""
+    few = len(text)
+    if many <= few:
+        return Text(few)
+    short, long = (_answer(serving, partial(_row, ids)) for ids in (text, [text[-1]] * many))
+    return Text(
+        few, many, *(max(0.0, more_s - less_s) / (many - few) for less_s, more_s in zip(short, long, strict=True))
+    )
+
+
+def _row(ids: Sequence[int]) -> list[Row]:
+    return [Row(ids, [])]
+
+
+def _images(serving: Serving, features: torch.Tensor, prompt: Sequence[int], count: int) -> Callable[[], list[Row]]:
+    """Rows of one image each, projected when they are made."""
+    return lambda: [Row(prompt, [tokens]) for tokens in serving.project(features, count)]
+
+
+def _answer(serving: Serving, rows: Callable[[], list[Row]]) -> tuple[float, float]:
+    """Median seconds of making and reading rows, and of one step of them."""
     reads, steps = [], []
     for _ in range(_REPEATS):
         began = time.perf_counter()
-        tokens = serving.project(features, count)
-        logits = serving.prefill([Row(prompt, [tokens[row]]) for row in range(rows)])
-        ids = logits.argmax(-1).tolist()
+        ids = serving.prefill(rows()).argmax(-1).tolist()
         reads.append(time.perf_counter() - began)
         for _ in range(_STEPS):
             began = time.perf_counter()
             ids = serving.decode(ids).argmax(-1).tolist()
             steps.append(time.perf_counter() - began)
-        serving.release(range(rows))
+        serving.release(range(len(ids)))
     return median(reads), median(steps)
 
 

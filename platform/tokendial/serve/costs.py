@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True)
@@ -25,27 +26,50 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Text:
+    """What a row's text costs beyond the `few` tokens of the calibrated prompt: seconds a token of reading it, and of
+    each step after it. Measured up to `many` tokens; attention makes more of them dearer than told here."""
+
+    few: int = 0
+    many: float = inf
+    read_token_s: float = 0.0
+    step_token_s: float = 0.0
+
+    def read_s(self, tokens: int) -> float:
+        return max(0, tokens - self.few) * self.read_token_s
+
+    def step_s(self, tokens: int) -> float:
+        return max(0, tokens - self.few) * self.step_token_s
+
+    def share_s(self, tokens: int, new_tokens: float) -> float:
+        """Of a whole answer."""
+        return self.read_s(tokens) + max(0.0, new_tokens - 1) * self.step_s(tokens)
+
+
+@dataclass(frozen=True)
 class Costs:
     """Measured steps: `encode` by images, `prefill` and one step of `decode` by a row's visual tokens, then by rows.
 
-    `batch` is how many rows share a step under load.
+    `batch` is how many rows share a step under load. `text` is what tokens of text add, each row's as those of the row
+    with the most, as rows are padded.
     """
 
     encode: Line
     prefill: Mapping[int, Line]
     decode: Mapping[int, Line]
     batch: int
+    text: Text = Text()
 
     def prefill_s(self, visual_tokens: int, rows: int) -> float:
         return _between(self.prefill, visual_tokens, rows)
 
-    def decode_s(self, visual_tokens: int, rows: int) -> float:
-        return _between(self.decode, visual_tokens, rows)
+    def decode_s(self, visual_tokens: int, rows: int, text: int = 0) -> float:
+        return _between(self.decode, visual_tokens, rows) + rows * self.text.step_s(text)
 
-    def read_s(self, counts: Sequence[int], rows: int) -> float:
+    def read_s(self, counts: Sequence[int], rows: int, text: int = 0) -> float:
         """Encoding and reading a batch of equal rows."""
         encode_s = self.encode.of(rows * len(counts)) if counts else 0.0
-        return encode_s + self.prefill_s(sum(counts), rows)
+        return encode_s + self.prefill_s(sum(counts), rows) + rows * self.text.read_s(text)
 
     def alone_s(self, counts: Sequence[int], new_tokens: float) -> float:
         """A whole answer with nothing else being served."""

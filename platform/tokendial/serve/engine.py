@@ -120,9 +120,10 @@ class Engine:
     async def calibrate(self) -> None:
         """Measure what each count of the ladder costs here; until then nothing is bent. Wants an idle engine."""
         _, pixels = self._vision.pixels(_PIXEL)
-        prompt = self._serving.prompt([_Probe("user", (0, "?"))])
-        counts = sorted(self._ladder.rungs)
-        costs = await self._on_thread(lambda: calibrate(self._serving, counts, self.settings.slots, pixels, prompt))
+        prompt, text = (self._serving.prompt([_Probe("user", parts)]) for parts in ((0, "?"), ("?",)))
+        counts, slots = sorted(self._ladder.rungs), self.settings.slots
+        most_text = min(self.settings.max_prompt_tokens, self._serving.context)
+        costs = await self._on_thread(lambda: calibrate(self._serving, counts, slots, pixels, prompt, text, most_text))
         with self._loop.lock:
             self._batcher.governor.recost(costs)
             self._batcher.reprice()

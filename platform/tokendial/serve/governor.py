@@ -140,10 +140,11 @@ class Governor:
             return wanted
         return next((count for count in allowed if count <= cap), allowed[-1])
 
-    def work_s(self, terms: Terms, new_tokens: float) -> tuple[float, ...]:
-        """Seconds of the replica that a request takes at each level, as calibrated."""
+    def work_s(self, terms: Terms, new_tokens: float, text: int = 0) -> tuple[float, ...]:
+        """Seconds of the replica that a request with so many tokens of text takes at each level, as calibrated."""
         shares = [self._shares(counts) for counts in self.plan(terms)]
-        return tuple(read_s + max(0.0, new_tokens - 1) * token_s for read_s, token_s in shares)
+        text_s = self.costs.text.share_s(text, new_tokens)
+        return tuple(read_s + max(0.0, new_tokens - 1) * token_s + text_s for read_s, token_s in shares)
 
     def _shared(self, counts: tuple[int, ...]) -> tuple[float, float]:
         return self.costs.share_s(counts, 1), self.costs.token_s(counts)
@@ -255,9 +256,12 @@ class Governor:
                 return counts
         return plan[-1]
 
-    def corrected(self, predicted_s: float, took_s: float) -> None:
-        """Learn how far this machine is from its calibration just now: slowing down sooner than speeding up."""
-        if predicted_s > 0:
+    def corrected(self, predicted_s: float, took_s: float, text: int = 0) -> None:
+        """Learn how far this machine is from its calibration just now: slowing down sooner than speeding up.
+
+        A step over more text than any that was measured tells of that text, not of the machine.
+        """
+        if predicted_s > 0 and text <= self.costs.text.many:
             found = min(max(took_s / predicted_s, _FASTEST), _SLOWEST)
             weight = min(1.0, took_s / (_SLOWER_S if found > self.scale else _WINDOW_S))
             self.scale += weight * (found - self.scale)

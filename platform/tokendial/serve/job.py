@@ -63,6 +63,11 @@ class Job:
         """Positions of the prompt, visual tokens included."""
         return len(self.prompt) - len(self.digests) + sum(self.counts)
 
+    @property
+    def text_tokens(self) -> int:
+        """Positions that are not an image's, those written included."""
+        return len(self.prompt) - len(self.digests) + len(self.written)
+
     def chunk(self, text: str) -> Chunk:
         """A piece of the answer."""
         assert self.choice is not None

@@ -213,7 +213,8 @@ class Loop:
         counted = [job for job in jobs if job.replay_of is None]
         with self.lock:
             governor = self.batcher.governor
-            governor.corrected(governor.costs.read_s(jobs[0].counts, len(jobs)), took_s)
+            text = max(job.text_tokens for job in jobs)
+            governor.corrected(governor.costs.read_s(jobs[0].counts, len(jobs), text), took_s, text)
             self.batcher.read(job.ticket.id for job in counted)
             self.counters.batches += 1
             self.counters.batched += len(jobs)
@@ -242,7 +243,8 @@ class Loop:
             self.batcher.stepped()
             total = sum(sum(job.counts) for job in running) // len(running)
             governor = self.batcher.governor
-            governor.corrected(governor.costs.decode_s(total, len(running)), took_s)
+            text = max(job.text_tokens for job in running)
+            governor.corrected(governor.costs.decode_s(total, len(running), text), took_s, text)
         self._end(running, broken)
 
     def _append(self, jobs: list[Job], logits: Tensor) -> set[Job]:
