@@ -202,7 +202,8 @@ ROWS = (
                 (
                     (f"max by (model, version) (tokendial_serve_model_info{MODEL})", "{{model}} {{version}}"),
                     (
-                        f"sum by (outcome) ({ONCE} (increase(tokendial_serve_model_changes_total[1h]))) or vector(0)",
+                        # Every endpoint process counts every change.
+                        "max by (outcome) (increase(tokendial_serve_model_changes_total[1h])) or vector(0)",
                         "{{outcome}}",
                     ),
                     (

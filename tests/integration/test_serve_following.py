@@ -2,11 +2,14 @@
 
 import json
 import os
+import re
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 from mlflow import MlflowClient
 from ray import serve
@@ -84,6 +87,19 @@ def followed(ray_cluster: str, uri: str, tmp_path_factory: pytest.TempPathFactor
     serve.shutdown()
 
 
+def counted_changes(url: str) -> dict[tuple[str, str], float]:
+    """How often versions changed, by outcome and endpoint process."""
+    with urllib.request.urlopen(f"{url}/metrics") as answer:
+        text = answer.read().decode()
+    found = re.findall(r'^tokendial_serve_model_changes_total\{outcome="(\w+)",process="(\w+)"\} (.*)$', text, re.M)
+    return {(outcome, process): float(value) for outcome, process, value in found}
+
+
+def endpoint_processes() -> list[int]:
+    children = psutil.Process().children(recursive=True)
+    return [each.pid for each in children if "ServeReplica:tokendial:endpoint" in " ".join(each.cmdline())]
+
+
 @pytest.mark.slow
 def test_the_alias_is_followed_and_a_version_that_answers_otherwise_is_refused(
     followed: OpenEndpoint, uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -93,6 +109,8 @@ def test_the_alias_is_followed_and_a_version_that_answers_otherwise_is_refused(
     assert asked(url, picture(), "eyes@16")["system_fingerprint"].startswith("eyes/1@16")
     followed.look()
     assert asked(url, picture(), "eyes@16")["system_fingerprint"].startswith("eyes/1@16")
+    [pid] = endpoint_processes()
+    [(_, process), _] = counted_changes(url)
     move_alias(uri, "eyes", 2, "bob", "second")
     followed.look()
     assert asked(url, picture(), "eyes@16")["system_fingerprint"].startswith("eyes/2@16")
@@ -109,6 +127,8 @@ def test_the_alias_is_followed_and_a_version_that_answers_otherwise_is_refused(
     changes = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
     told = [(change["version"], change["outcome"], change["by"]) for change in changes if change["model"] == "eyes"]
     assert told[1:] == [("2", "promoted", "bob"), ("3", "refused", "mallory")]
+    assert endpoint_processes() == [pid]
+    assert counted_changes(url) == {("promoted", process): 1, ("refused", process): 1}
 
 
 @pytest.mark.slow

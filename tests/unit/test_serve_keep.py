@@ -16,7 +16,8 @@ from tokendial.serve.backend import Served, Whole
 from tokendial.serve.keep import CHANGES, Keeper
 from tokendial.serve.replica import Refusal
 from tokendial.serve.request import Done, ServeRequest
-from tokendial.serve.source import Source
+from tokendial.serve.source import Followed, Source
+from tokendial.tracking import registry
 
 EXAMPLES = [ExampleAnswers(b"", "q", "t", {4: "yes"}, {4: 1.0})]
 RUNGS = (Rung(count=4, quality=1.0, quality_ci=(1, 1), cost_flops=1),)
@@ -28,6 +29,7 @@ class ScriptedEndpoint:
     def __init__(self, says: dict[str, Callable[[], Awaitable[str]]]) -> None:
         self.says = says
         self.told: list[str] = []
+        self.broken: Exception | None = None
 
     def start(self, source: Source, examples: Any) -> Any:
         async def served() -> Served:
@@ -39,11 +41,20 @@ class ScriptedEndpoint:
         handle = SimpleNamespace(served=SimpleNamespace(remote=served), answer=SimpleNamespace(remote=answer))
         return SimpleNamespace(source=source, handle=handle)
 
-    def switch(self, to: Any, outcome: str = "") -> None:
-        self.told.append(f"switch {to.source.version} {outcome}".strip())
+    def switch(self, to: Any) -> None:
+        self.told.append(f"switch {to.source.version}")
+        if self.broken is not None:
+            error, self.broken = self.broken, None
+            raise error
 
     def drop(self, running: Any) -> None:
         self.told.append(f"drop {running.source.version}")
+
+    def drop_others(self, than: Any) -> None:
+        self.told.append(f"drop all but {than.source.version}")
+
+    def count(self, outcome: str) -> None:
+        self.told.append(outcome)
 
 
 async def right() -> str:
@@ -78,9 +89,9 @@ def test_a_bad_version_is_refused_with_the_reason_and_the_old_one_serves_on(
     keeper.change(Source("m", "1"), "alice", "first")
     with pytest.raises(WorkFailed, match=reason):
         keeper.change(Source("m", "2"), "bob", "a try")
-    assert endpoint.told == ["switch 1", "drop 2", "switch 1 refused"]
+    assert endpoint.told == ["switch 1", "drop all but 1", "drop 2", "refused"]
     keeper.change(Source("m", "3"), "bob", "mended")
-    assert endpoint.told[3:] == ["switch 3 promoted", "drop 1"]
+    assert endpoint.told[4:] == ["switch 3", "drop all but 3", "promoted"]
     changes = [json.loads(line) for line in (home / "served" / CHANGES).read_text().splitlines()]
     assert [(each["version"], each["outcome"], each["before"]) for each in changes] == [
         ("1", "promoted", None),
@@ -132,3 +143,33 @@ def test_a_version_whose_golden_prompts_are_away_is_neither_served_nor_refused(
     assert "2" not in keeper._refused
     away.clear()
     assert keeper.change(Source("m", "2"), "bob", "second").version == "2"
+
+
+def test_what_ray_raises_in_a_change_is_told_and_the_next_look_tries_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keep, "examples_of", lambda source: EXAMPLES)
+    monkeypatch.setattr(keep, "registered", lambda uri, name, version, served: Source(served, str(version)))
+    monkeypatch.setattr(registry, "resolve", lambda uri, ask: SimpleNamespace(version=2))
+    monkeypatch.setattr(registry, "history", lambda uri, name, alias: [])
+    said: list[str] = []
+    endpoint = ScriptedEndpoint({"1": right, "2": right})
+    keeper = Keeper(endpoint, Followed("sqlite://", "m", "champion"), said.append)  # type: ignore[arg-type]
+    keeper.change(Source("m", "1"), "alice", "first")
+    endpoint.broken = TimeoutError("Proxies not available after 60s.")
+    keeper.look()
+    assert said[-1] == "the alias could not be followed: TimeoutError: Proxies not available after 60s."
+    assert endpoint.told[2:] == ["switch 2", "switch 1", "drop 2"]
+    keeper.look()
+    assert endpoint.told[5:] == ["switch 2", "drop all but 2", "promoted"]
+
+
+def test_a_first_version_that_endpoint_processes_may_have_been_told_of_is_not_dropped_under_them(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keep, "examples_of", lambda source: EXAMPLES)
+    endpoint = ScriptedEndpoint({"1": right})
+    endpoint.broken = WorkFailed("the endpoint did not take it")
+    with pytest.raises(WorkFailed, match="did not take it"):
+        Keeper(endpoint, None, lambda line: None).change(Source("m", "1"), "alice", "first")  # type: ignore[arg-type]
+    assert endpoint.told == ["switch 1"]

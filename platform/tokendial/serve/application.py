@@ -6,24 +6,30 @@ by starting the new one beside the old, checking it, telling the endpoint, and l
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
+import json
 import logging
 import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions, ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
-from ray.serve.schema import LoggingConfig
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from tokendial import __version__
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from tokendial.serve.dial import Limits, Terms
@@ -34,7 +40,11 @@ from tokendial.serve.options import ServeSettings
 from tokendial.serve.replica import EngineReplica
 from tokendial.serve.source import Source
 
+log = logging.getLogger("tokendial.serve")
+
 ENDPOINT = "tokendial"
+ENGINE = f"{ENDPOINT}-engine-"
+TELL_TIMEOUT_S = 5.0
 QUIET = LoggingConfig(log_level="ERROR", enable_access_log=False)
 
 # Of a cluster that is started here; on another it is the operator's to set.
@@ -71,9 +81,11 @@ class Endpoint:
         self._tracking_uri = tracking_uri
         self.settings = settings
         self._keys, self._ours = keys, ours
-        self._applications: set[str] = set()
+        self._opened = False
         self._numbers = itertools.count(1)
         self._port = settings.port
+        self._cpus = 0.0
+        self._front: DeploymentHandle[Any] | None = None
 
     @property
     def url(self) -> str:
@@ -87,13 +99,17 @@ class Endpoint:
         place = ProxyLocation.HeadOnly if self.settings.on_loopback else ProxyLocation.EveryNode
         options = HTTPOptions(host=self.settings.host, port=self._port)
         serve.start(proxy_location=place, http_options=options, logging_config=QUIET)
+        # Asked once: another number would restart the endpoint's processes at the next change.
+        self._cpus = beside_cpus()
+        found = serve.status().applications
+        self._opened = ENDPOINT not in found or found[ENDPOINT].status == ApplicationStatus.DELETING
+        taken = (int(name.removeprefix(ENGINE).partition("-")[0]) for name in found if name.startswith(ENGINE))
+        self._numbers = itertools.count(1 + max(taken, default=0))
 
     def start(self, source: Source, examples: Sequence[Mapping[str, str]] = ()) -> Running:
         """Start a version beside what runs; raises WorkFailed, and leaves nothing, where it does not get ready."""
         settings, replicas = self.settings, self.settings.replicas
-        number = next(self._numbers)
-        application = f"{ENDPOINT}-engine-{number}-{re.sub('[^A-Za-z0-9-]', '-', source.version)[:40]}"
-        self._applications.add(application)
+        application = f"{ENGINE}{next(self._numbers)}-{re.sub('[^A-Za-z0-9-]', '-', source.version)[:40]}"
         gpus = replicas.gpus if replicas.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
         room = settings.engine.slots + settings.engine.max_queue
         deployment = serve.deployment(
@@ -124,8 +140,11 @@ class Endpoint:
         handle = self._run(deployment.bind(source, engine), application)
         return Running(source, application, handle, examples)
 
-    def switch(self, to: Running, outcome: str = "") -> None:
-        """Give new requests to a version that was started; raises WorkFailed where the endpoint does not take it."""
+    def switch(self, to: Running) -> None:
+        """Give new requests to a version that was started; raises WorkFailed where the endpoint does not take it.
+
+        The endpoint's processes stay, and what they have begun goes on where it is.
+        """
         settings = self.settings
         limits = Limits(settings.new_tokens, settings.timeout_s)
         caps = Caps(
@@ -143,29 +162,48 @@ class Endpoint:
             max_ongoing_requests=2 * settings.max_requests,
             max_queued_requests=settings.max_requests,
             backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1.0),
-            ray_actor_options={"num_cpus": beside_cpus()},
+            ray_actor_options={"num_cpus": self._cpus},
             health_check_period_s=5,
-            user_config={
-                "application": to.application,
-                "examples": list(to.examples),
-                "outcome": outcome,
-                # Serve calls `reconfigure` only where something differs.
-                "change": next(self._numbers),
-            },
+            graceful_shutdown_timeout_s=settings.timeout_s,
+            # Where a process must be replaced, its successor starts first.
+            max_surge_percent=100,
+            user_config={"application": to.application, "examples": list(to.examples)},
         )(serve.ingress()(EndpointReplica))
         traces = None
         if self._tracking_uri is not None and settings.trace_share:
             traces = Traces(self._tracking_uri, f"serve.{to.source.name}", settings.trace_share)
+        # Serve restarts processes of another code version, which is a random one unless it is said.
+        endpoint._version = _code_version(options, self._keys, traces, settings.replicas.most)
         try:
             bound = endpoint.bind(options, self._keys, traces, settings.replicas.most)
-            serve.run(bound, name=ENDPOINT, route_prefix="/", logging_config=QUIET)
+            self._front = serve.run(bound, name=ENDPOINT, route_prefix="/", logging_config=QUIET)
         except RuntimeError as error:
             raise WorkFailed(f"the endpoint did not take it: {_reason(ENDPOINT) or error}") from error
+        if not self._front.is_initialized:
+            self._front._init(_run_router_in_separate_loop=True)
+
+    def count(self, outcome: str) -> None:
+        """Count a change in every endpoint process; a process that cannot be told counts one less."""
+        assert self._front is not None
+        try:
+            self._front.broadcast("count", outcome).results(timeout_s=TELL_TIMEOUT_S, return_exceptions=True)
+        except (RayError, RayServeException, TimeoutError) as error:
+            log.warning("the endpoint could not be told that a version was %s: %s", outcome, error)
 
     def drop(self, running: Running) -> None:
-        """Let a version finish its answers and end it."""
-        serve.delete(running.application)
-        self._applications.discard(running.application)
+        """Let a version finish its answers and end; nobody waits for that."""
+        serve.delete(running.application, _blocking=False)
+
+    def drop_others(self, than: Running) -> None:
+        """Drop every version but this one: the one before it, and what a process that is gone has left."""
+        for application in _engines():
+            if application != than.application:
+                serve.delete(application, _blocking=False)
+
+    def give_up(self) -> None:
+        """After a start that failed: close what was opened for it; an endpoint that was there before goes on."""
+        if self._ours or self._opened:
+            self.close()
 
     def close(self) -> None:
         """End the endpoint, and the cluster where it was started for it."""
@@ -175,8 +213,15 @@ class Endpoint:
                 serve.shutdown()
                 ray.shutdown()
             return
-        for application in (ENDPOINT, *self._applications):
-            serve.delete(application)
+        leaving = {ENDPOINT, *_engines()}
+        for application in leaving:
+            serve.delete(application, _blocking=False)
+        deadline = time.monotonic() + self.settings.timeout_s
+        while left := leaving & set(serve.status().applications):
+            if time.monotonic() > deadline:
+                log.warning("%s: still finishing answers; Ray Serve goes on ending them", ", ".join(sorted(left)))
+                return
+            time.sleep(0.2)
 
     def _run(self, bound: Any, application: str) -> DeploymentHandle[Any]:
         """`serve.run` under a time limit: a version may hang in its start."""
@@ -197,8 +242,7 @@ class Endpoint:
             outcome[0]._init(_run_router_in_separate_loop=True)
             return outcome[0]
         reason = _reason(application) or (str(outcome[0]) if outcome else "")
-        serve.delete(application)
-        self._applications.discard(application)
+        serve.delete(application, _blocking=False)
         if not outcome:
             raise WorkFailed(f"the version was not ready within {self.settings.start_timeout_s:g} s")
         raise WorkFailed(f"the version did not start: {reason}") from outcome[0]
@@ -236,6 +280,17 @@ def free_port(host: str, wanted: int) -> int:
         except OSError as error:
             raise ConfigError(f"port = {wanted} on host = {host!r} cannot be used: {error.strerror}") from None
         return probe.getsockname()[1]
+
+
+def _engines() -> list[str]:
+    """The applications of versions, whoever started them."""
+    return [name for name in serve.status().applications if name.startswith(ENGINE)]
+
+
+def _code_version(options: Options, keys: str | None, traces: Traces | None, most_replicas: int) -> str:
+    """Differs where an endpoint process would have to be started with something else."""
+    bound = [__version__, asdict(options), keys, traces and asdict(traces), most_replicas]
+    return hashlib.sha256(json.dumps(bound, default=sorted).encode()).hexdigest()[:16]
 
 
 def _reason(application: str) -> str:

@@ -170,8 +170,10 @@ class EndpointReplica:
     async def reconfigure(self, config: Mapping[str, Any]) -> None:
         """Called by Serve before the first request and at every change of version."""
         await self._backend.follow(config["application"], config["examples"])
-        if config["outcome"]:
-            self._exposition.changed(config["outcome"])
+
+    async def count(self, outcome: str) -> None:
+        """A version took traffic, or was refused before it had any."""
+        self._exposition.changed(outcome)
 
     def __serve_build_asgi_app__(self) -> Any:
         return create_app(self._backend, self._options, self._keys, self._exposition, self._trace)

@@ -11,6 +11,7 @@ from tokendial.serve.backend import Served
 from tokendial.serve.request import Done
 
 PREFIX = "tokendial_serve_"
+OUTCOMES = ("promoted", "refused")
 
 
 class Exposition:
@@ -26,6 +27,9 @@ class Exposition:
             labels = series.labels if series.kind == "gauge" else (*series.labels, "process")
             made = kind(series.name, series.help, labels, registry=self._registry, **more)
             self._series[series.name.removeprefix(PREFIX)] = made
+        for outcome in OUTCOMES:
+            # What begins at 1 has not grown, as Prometheus sees it.
+            self._own("model_changes", outcome)
 
     def status(self, model: str, key: str, code: int) -> None:
         """An answer was sent."""

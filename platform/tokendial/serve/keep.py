@@ -69,21 +69,26 @@ class Keeper:
         # Before anything is refused: where the registry is away, the next look tries again.
         examples = examples_of(source)
         started: Running | None = None
+        told = False
         try:
             started = self._endpoint.start(source, shown(examples))
             served, findings = _proved(started, examples)
-            self._endpoint.switch(started, "promoted" if before else "")
-        except WorkFailed as error:
-            self._refused.add(source.version)
+            told = True
+            self._endpoint.switch(started)
+        except Exception as error:
             if started is not None:
-                self._endpoint.drop(started)
+                self._undo(started, before, told)
+            if not isinstance(error, WorkFailed):
+                raise
+            self._refused.add(source.version)
             if before is not None:
-                self._endpoint.switch(before, "refused")
+                self._endpoint.count("refused")
             self._log(source, before, "refused", by, f"{reason}: {error}", ())
             raise WorkFailed(f"version {source.version} of {source.name} was refused: {error}") from error
         self._running = started
+        self._endpoint.drop_others(started)
         if before is not None:
-            self._endpoint.drop(before)
+            self._endpoint.count("promoted")
         self._log(source, before, "promoted", by, reason, findings)
         return served
 
@@ -106,10 +111,22 @@ class Keeper:
         except (WorkFailed, ValueError) as error:
             # The registry is away, or the version is bad: what serves goes on serving.
             self._say(str(error))
+        # So it does where Ray is away, or slow; the next look tries again.
+        except Exception as error:
+            self._say(f"the alias could not be followed: {type(error).__name__}: {error}")
 
     def close(self) -> None:
         """End what was opened."""
         self._endpoint.close()
+
+    def _undo(self, started: Running, before: Running | None, told: bool) -> None:
+        """End a version that does not serve; endpoint processes that were told of it are sent back first."""
+        if told:
+            if before is None:
+                # Whoever was told has nowhere else to go; the next start that succeeds drops it.
+                return
+            self._endpoint.switch(before)
+        self._endpoint.drop(started)
 
     def _log(
         self, source: Source, before: Running | None, outcome: str, by: str, reason: str, findings: Sequence[Finding]

@@ -85,6 +85,6 @@ def start(
     try:
         served = keeper.open(source)
     except BaseException:
-        keeper.close()
+        endpoint.give_up()
         raise
     return OpenEndpoint(keeper, served, endpoint.url, settings, keyed)
