@@ -14,6 +14,7 @@ import threading
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.serve.schema import ApplicationStatus
 
 from tokendial.serve.options import serve_settings
 from tokendial.serve.start import start
@@ -37,21 +38,27 @@ class KeeperReplica:
         # Serve's proxies listen already; any host but loopback asks for keys.
         settings = (*declared.settings, "host=0.0.0.0", "port=0")
         every_s = serve_settings(settings).follow_s
+        self._application = serve.get_replica_context().app_name
         self._endpoint = await asyncio.to_thread(start, declared.model, settings, None, None, log.info)
         self._stop = threading.Event()
         self._following = threading.Thread(target=self._follow, args=(every_s,), daemon=True)
         self._following.start()
 
     def check_health(self) -> None:
-        """Called by Serve; a replica that raises is started anew, which finds what runs and goes on."""
+        """Called by Serve; a replica that raises is started anew beside the endpoint, which goes on."""
         if not self._following.is_alive():
             raise RuntimeError("the endpoint is no longer kept")
 
     def __del__(self) -> None:
-        """Called by Serve when the application is removed."""
-        if hasattr(self, "_stop"):
+        """Called by Serve whenever a replica is stopped: the endpoint ends only where the application is removed.
+
+        Otherwise another keeper follows, which starts its version beside the one that serves and then drops that.
+        """
+        if hasattr(self, "_following") and not self._stop.is_set():
             self._stop.set()
-            self._endpoint.close()
+            found = serve.status().applications.get(self._application)
+            if found is not None and found.status == ApplicationStatus.DELETING:
+                self._endpoint.close()
 
     def _follow(self, every_s: float) -> None:
         while not self._stop.wait(every_s):
