@@ -74,6 +74,23 @@ def test_a_trial_whose_process_died_has_spent_what_its_run_journalled(order: Tri
     assert outcome.flops == allowance_spent(from_document(order.config))[2] > 0
 
 
+def test_a_trial_hangs_once_it_has_workers_that_show_nothing() -> None:
+    watch = Watch()
+    for waits in ({"stage": "starting workers", "waits": True}, {"stage": "workers were lost", "waits": True}):
+        watch.progress(waits)
+        watch.moved -= 700
+        watch.check(600)
+        assert not watch.hung
+    watch.progress({"stage": "loading"})
+    watch.moved -= 500
+    watch.check(600)
+    assert not watch.hung
+    watch.moved -= 200
+    watch.check(600)
+    assert watch.hung
+    assert watch.stop.is_set()
+
+
 class Placed:
     """Stands for an actor's class: what it is asked for is where the actor shall be."""
 

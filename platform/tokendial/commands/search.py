@@ -52,7 +52,7 @@ def search(
     per_trial: Annotated[bool, typer.Option("--per-trial", help="--budget is for each trial.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the search itself.", min=0)] = 0,
     limit: Annotated[
-        float, typer.Option(help="Seconds without progress after which a trial has failed.", min=1)
+        float, typer.Option(help="Seconds without progress, once it has workers, after which a trial failed.", min=1)
     ] = 600.0,
     name: Annotated[str | None, typer.Option(help="Name of the search; default user.experiment.search-hash.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Start another search even if this one exists.")] = False,

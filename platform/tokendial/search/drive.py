@@ -53,7 +53,7 @@ def plan_search(
         space: `my_space.py:function`; default the token schedule itself.
         budget: of the whole search, or with `per_trial` of each trial: FLOPs, wall time or worker-hours.
         seed: of the search; trials have the experiment's.
-        limit_s: seconds without progress after which a trial has failed.
+        limit_s: seconds without progress, once it has workers, after which a trial has failed.
         name: of the search; default from everything above.
         new: plan another search, under a name of its own, even if this one exists.
     """

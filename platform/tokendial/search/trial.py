@@ -41,7 +41,9 @@ class Watch:
         self.place, self.moved = dict(latest), time.monotonic()
 
     def check(self, limit_s: float) -> None:
-        """Stop a trial that has shown nothing new for too long."""
+        """Stop a trial that has shown nothing new for too long; one that waits for room for its workers may wait."""
+        if self.place.get("waits"):
+            self.moved = time.monotonic()
         if time.monotonic() - self.moved > limit_s and not self.stop.is_set():
             self.hung = True
             self.stop.set()

@@ -190,7 +190,7 @@ def _train(
     progress: Progress,
     stop: threading.Event,
 ) -> None:
-    progress({"stage": "starting workers"})
+    progress({"stage": "starting workers", "waits": True})
     from tokendial.train import ray_trainer
     from tokendial.train.worker import Order
 

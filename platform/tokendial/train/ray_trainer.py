@@ -49,7 +49,8 @@ class _Introduction(ControllerCallback):
 
     def before_controller_execute_failure_decision(self, failure_decision: FailureDecision) -> None:
         if failure_decision is FailureDecision.RETRY:
-            self._board.put.remote({"stage": f"workers were lost; starting {self._workers} as soon as there is room"})
+            lost = f"workers were lost; starting {self._workers} as soon as there is room"
+            self._board.put.remote({"stage": lost, "waits": True})
 
 
 def connect(address: str | None = None) -> None:
@@ -233,6 +234,8 @@ def _worker(payload: dict[str, Any]) -> None:
         stepped=lambda state: gauges.stepped(state.step, len(state.skipped), state.ledger),
         committed=gauges.committed,
     )
+    # From here on nothing is waited for that the cluster has to make room for.
+    progress({"stage": "loading"})
     try:
         work(order, seat)
     finally:
