@@ -71,6 +71,10 @@ class Task(Protocol):
         """Patch features [B, N, D], once per example whatever the number of counts."""
         ...
 
+    def pictures(self, batch: Batch) -> Tensor:
+        """The images that the batch's pixels came from, 8-bit RGB [B, H, W, 3]; asked of the model, they give them."""
+        ...
+
     def expand(self, batch: Batch, k: int) -> Batch:
         """The batch with k placeholders in each image slot; a pure function."""
         ...

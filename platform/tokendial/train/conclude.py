@@ -30,11 +30,11 @@ def example_table(run: Run, config: RunConfig[Any]) -> list[ExampleAnswers]:
     device = torch.device("cpu")
     model = task.load(str(run.model)).to(device, torch.float32)
     graded = grade(task, model, data, chosen, whole, config.evaluation.counts, device, torch.float32)
-    pixels = move(data.collate(chosen), device, torch.float32)["pixel_values"]
+    pictures = task.pictures(move(data.collate(chosen), device, torch.float32))
     rows = zip(*(graded[count] for count in config.evaluation.counts), strict=True)
     return [
         ExampleAnswers(
-            image_png=_png(pixels[answers[0].row]),
+            image_png=_png(pictures[answers[0].row]),
             question=answers[0].question,
             target=answers[0].target,
             answers={k: a.prediction for k, a in zip(config.evaluation.counts, answers, strict=True)},
@@ -63,12 +63,10 @@ def draw_figures(
     return figures
 
 
-def _png(pixels_CHW: Any) -> bytes:
-    """An image tensor as PNG, its own range stretched to black and white."""
+def _png(picture_HW3: Any) -> bytes:
+    """A picture of bytes as PNG."""
     from PIL import Image
 
-    low, high = pixels_CHW.min(), pixels_CHW.max()
-    levels = ((pixels_CHW - low) / (high - low).clamp(min=1e-6) * 255).round().byte()
     buffer = io.BytesIO()
-    Image.fromarray(levels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    Image.fromarray(picture_HW3.numpy()).save(buffer, "PNG")
     return buffer.getvalue()

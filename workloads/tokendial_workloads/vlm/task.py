@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from tokendial.contracts import Batch, RunConfig
 from torch import Tensor, nn
@@ -25,7 +26,13 @@ from .text import IGNORED, expand_placeholders, prompts, text_labels
 
 
 class ImageTextTask:
-    """The shared half of a workload's task (contract: tokendial.contracts.Task)."""
+    """The shared half of a workload's task (contract: tokendial.contracts.Task).
+
+    `mean` and `std` are those that its data and the exported processor normalise pixels in [0, 1] by.
+    """
+
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __init__(
         self,
@@ -60,6 +67,12 @@ class ImageTextTask:
     def encode(self, model: nn.Module, batch: Batch) -> Tensor:
         """Patch features [B, N, C]."""
         return _own(model).encode(batch["pixel_values"])
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """The images that the batch's pixels came from, 8-bit RGB [B, H, W, 3]."""
+        pixels_BHW3 = batch["pixel_values"].float().movedim(1, -1)
+        scaled_BHW3 = pixels_BHW3 * pixels_BHW3.new_tensor(self.std) + pixels_BHW3.new_tensor(self.mean)
+        return (scaled_BHW3 * 255).round().clamp(0, 255).to(torch.uint8)
 
     def expand(self, batch: Batch, k: int) -> Batch:
         """The batch with k placeholders in each image slot."""
@@ -158,7 +171,8 @@ class ImageTextTask:
     def export(self, model: nn.Module, config: RunConfig[Any], folder: str) -> None:
         """Write the Hugging Face folder; ids it generates are those that evaluation gave."""
         own = _own(model)
-        export(own, self.tokenizer, folder, card=self.card(own.config, config), image_token=self.image_token)
+        card = self.card(own.config, config)
+        export(own, self.tokenizer, folder, card, self.mean, self.std, self.image_token)
 
     def load(self, folder: str) -> TokendialForConditionalGeneration:
         """Read an exported folder through our own classes, in evaluation mode."""
