@@ -7,14 +7,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from served_model import COUNTS, TEXTS, all_answers, answered, export_model, offline_answers, question, run
 from tokendial.failures import WorkFailed
+from tokendial.serve import pulse
 from tokendial.serve.costs import Costs, Line, Text
 from tokendial.serve.engine import Engine
+from tokendial.serve.pulse import MOST_FAILURES
+from tokendial.serve.replica import EngineReplica
 from tokendial.serve.request import Done, Sampling, ServeRequest, Turn
 from tokendial_workloads.vlm.serving import VlmServing
 
@@ -150,6 +154,65 @@ def test_a_model_that_fails_ends_its_requests_and_goes_on(folder: Path) -> None:
         assert text
         load = engine.load_state()
         assert (load.alive, load.running, load.counters.failed, load.counters.finished) == (True, 0, 4, 1)
+
+    run(folder, use)
+
+
+async def checked(engine: Engine) -> str:
+    """What the health check of a replica says of its engine; nothing where it is healthy."""
+    try:
+        await EngineReplica.check_health(SimpleNamespace(_engine=engine))  # type: ignore[arg-type]
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("how", ["raises", "no numbers"])
+@pytest.mark.parametrize(("at", "kind"), [("prefill", "read"), ("decode", "write")])
+def test_a_model_that_fails_pass_after_pass_is_not_healthy(folder: Path, at: str, kind: str, how: str) -> None:
+    async def use(engine: Engine) -> None:
+        serving: Any = engine._serving
+        whole = getattr(serving, at)
+
+        def broken(given: Any) -> torch.Tensor:
+            if how == "raises":
+                raise RuntimeError("device-side assert triggered")
+            return whole(given) * torch.nan
+
+        async def fail(times: int) -> None:
+            setattr(serving, at, broken)
+            for _ in range(times):
+                with pytest.raises(WorkFailed):
+                    await answered(engine, question())
+            setattr(serving, at, whole)
+
+        await fail(MOST_FAILURES - 1)
+        assert await checked(engine) == ""
+        await answered(engine, question())
+        await fail(MOST_FAILURES - 1)
+        assert await checked(engine) == "", "an answer between them tells that the model works"
+        await fail(1)
+        assert await checked(engine) == f"the last {MOST_FAILURES} passes to {kind} all failed"
+
+    run(folder, use)
+
+
+def test_a_model_that_hangs_is_not_healthy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use(engine: Engine) -> None:
+        serving: Any = engine._serving
+        whole, ends = serving.prefill, threading.Event()
+        serving.prefill = lambda rows: ends.wait(30) and whole(rows)
+        waiting = asyncio.ensure_future(answered(engine, question()))
+        await asyncio.sleep(0.2)
+        assert await checked(engine) == ""
+        monkeypatch.setattr(pulse, "LONGEST_TURN_S", 0.1)
+        assert "in one turn for" in await checked(engine)
+        ends.set()
+        await waiting
+        await asyncio.sleep(0.2)
+        assert await checked(engine) == "", "one that waits for work is in no turn"
+        await engine.close()
+        assert await checked(engine) == "the engine's thread has ended"
 
     run(folder, use)
 

@@ -185,6 +185,10 @@ class Engine:
                 counters=replace(self._loop.counters, images=dict(self._loop.counters.images)),
             )
 
+    def fault(self) -> str | None:
+        """Why this engine should be replaced, None where it works; safe to call from any thread."""
+        return self._loop.pulse.fault() if self._loop.alive else "the engine's thread has ended"
+
     async def close(self) -> None:
         """End the model's thread; unfinished requests raise WorkFailed."""
         await asyncio.get_running_loop().run_in_executor(None, self._loop.close)

@@ -20,6 +20,7 @@ from tokendial.failures import WorkFailed
 from tokendial.serve.batching import Batcher, Full, Start
 from tokendial.serve.governor import Choice, Terms
 from tokendial.serve.job import Counters, Item, Job
+from tokendial.serve.pulse import Pulse
 from tokendial.serve.replay import Agreement
 from tokendial.serve.request import Busy, FinishReason
 from tokendial.serve.sampling import generator_of, next_ids
@@ -48,6 +49,7 @@ class Loop:
         """`deliver` is called from the model's thread."""
         self.batcher, self.agreement = batcher, agreement
         self.counters = Counters()
+        self.pulse = Pulse()
         # Guards batcher, agreement, counters and the collections below; the model runs without it.
         self.lock = threading.Condition()
         self._serving, self._vision, self._deliver = serving, vision, deliver
@@ -123,8 +125,9 @@ class Loop:
         torch.set_num_threads(self._threads)
         try:
             while self._wait_for_work():
-                self._run_calls()
-                self._turn(self._prepare_turn())
+                with self.pulse.turning():
+                    self._run_calls()
+                    self._turn(self._prepare_turn())
                 self._flush()
         finally:
             # Also where a fault of our own ends the thread: nobody may wait for ever.
@@ -197,12 +200,14 @@ class Loop:
             logits = self._serving.prefill([Row(job.prompt, held) for job, held in zip(jobs, visual, strict=True)])
         # Whatever the model raises ends the requests it was about, not the server.
         except Exception as error:
+            self.pulse.passed("read", False)
             self._fail(jobs, error)
             return
         self._running += jobs
         for job in jobs:
             job.generator = generator_of(job.sampling)
         broken = self._append(jobs, logits)
+        self.pulse.passed("read", len(broken) < len(jobs))
         ended = time.monotonic()
         for job in jobs:
             job.times.began, job.times.encoded, job.times.read = began, encoded, ended
@@ -233,11 +238,13 @@ class Loop:
             logits = self._serving.decode([job.written[-1] for job in running])
         # As above; a step has all running answers in it.
         except Exception as error:
+            self.pulse.passed("write", False)
             self._serving.release(range(len(running)))
             self._running = []
             self._fail(running, error)
             return
         broken = self._append(running, logits)
+        self.pulse.passed("write", len(broken) < len(running))
         took_s = time.monotonic() - began
         with self.lock:
             self.batcher.stepped()

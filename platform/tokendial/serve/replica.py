@@ -99,9 +99,9 @@ class EngineReplica:
         return {autoscaling.WANTED: float(load.wanted_tokens), autoscaling.DEMAND: demand, autoscaling.ROOM: self._room}
 
     async def check_health(self) -> None:
-        """Raise where the model's thread has ended, so that this replica is replaced."""
-        if not self._engine.load_state().alive:
-            raise RuntimeError("the engine's thread has ended")
+        """Raise where the model's thread has ended, or the model fails at all or hangs: this replica is replaced."""
+        if (fault := self._engine.fault()) is not None:
+            raise RuntimeError(fault)
 
     async def _compile(self) -> None:
         """Behind the first answers, which are eager; without it answers are as right, and slower."""
