@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,9 @@ class Service:
             with error:
                 return error.code
 
+    def engines(self) -> set[str]:
+        return {name for name in self.call("GET")["applications"] if name.startswith("tokendial-engine-")}
+
     def wait(self) -> None:
         deadline = time.monotonic() + START_S
         while True:
@@ -121,3 +125,43 @@ def test_every_panel_of_serving_has_data(service: Service, tmp_path: Path) -> No
         done.set()
         for thread in threads:
             thread.join()
+
+
+def test_a_changed_configuration_takes_over_with_no_request_lost_and_a_removed_one_leaves_nothing(
+    service: Service,
+) -> None:
+    before = service.engines()
+    assert len(before) == 1
+    # Of the keeper's arguments, an engine's, and an endpoint process's: all three are started anew.
+    service.config["applications"][0]["args"]["settings"] += ["engine.max_queue=64", "new_tokens=32"]
+    seen: Counter[int | str] = Counter()
+    done = threading.Event()
+
+    def load() -> None:
+        while not done.is_set():
+            try:
+                seen[service.ask(picture(seen.total()))] += 1
+            except OSError as error:
+                seen[type(error).__name__] += 1
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        service.call("PUT", service.config)
+        deadline = time.monotonic() + START_S
+        while len(now := service.engines()) != 1 or now == before:
+            assert time.monotonic() < deadline, now
+            time.sleep(0.5)
+        service.wait()
+        so_far = seen.total()
+        while seen.total() < so_far + 5:
+            time.sleep(0.1)
+    finally:
+        done.set()
+        thread.join()
+    assert set(seen) == {200}
+    service.call("PUT", {**service.config, "applications": []})
+    deadline = time.monotonic() + 90
+    while left := service.call("GET")["applications"]:
+        assert time.monotonic() < deadline, sorted(left)
+        time.sleep(0.5)
