@@ -3,7 +3,8 @@
     step = FLOPs ÷ (workers × peak × utilisation) + (1 − overlap) × communication
     communication = n (w − 1) ÷ w × bytes of the weights ÷ bandwidth of the slowest link
                     n = 2 up to ZeRO 2 (ring all-reduce of gradients), 3 in ZeRO 3 (two gathers, one scatter)
-    memory = 16 bytes a parameter, divided as the stage divides them
+    memory = 2 bytes a weight in bf16, and where it is trained 14 more (its gradient, fp32 copy and two moments);
+             4 and 12 in fp32; divided as the stage divides them
 
 Run it: python -m tokendial.sizing vlm.paper
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple
 
-from tokendial.contracts import RunConfig
+from tokendial.contracts import Cost, RunConfig
 from tokendial.experiments import workload
 from tokendial.resolve import resolve
 from tokendial.train.driver import with_horizon
@@ -53,10 +54,18 @@ def size(config: RunConfig[Any], workers: int, stage: int) -> Size:
     passes = 3 if stage == 3 else 2
     sent = passes * (workers - 1) / workers * 2 * parameters
     waited_s = (1 - OVERLAP) * sent / LINK_BYTES[workers <= PER_NODE]
-    shared = {0: 0, 1: 12, 2: 14, 3: 16}[stage]
-    state = parameters * (16 - shared + shared / workers)
+    state = state_bytes(config, cost, workers, stage, bf16=True)
     step_s = compute_s + waited_s
     return Size(workers, stage, step_s * steps / 3600, step_s, waited_s / step_s, state / 1e9)
+
+
+def state_bytes(config: RunConfig[Any], cost: Cost, workers: int, stage: int, bf16: bool) -> float:
+    """What a worker holds of weights, gradients and optimizer under a ZeRO stage, while the most parts are trained."""
+    sizes = cost.num_parameters
+    trained = max(sum(sizes[part] for part in recipe.train) for recipe in config.stages)
+    weight, gradient, optimizer = (2, 2, 12) if bf16 else (4, 4, 8)
+    held = {1: optimizer * trained, 2: gradient * trained, 3: weight * sum(sizes.values())}
+    return sum(size / (workers if stage >= divides else 1) for divides, size in held.items())
 
 
 def table(config: RunConfig[Any]) -> str:

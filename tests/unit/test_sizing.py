@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+from tokendial.experiments import workload
 from tokendial.resolve import resolve
-from tokendial.sizing import size, table
+from tokendial.sizing import size, state_bytes, table
 
 GUIDE = Path(__file__).parents[2] / "docs" / "operating.md"
 
@@ -20,3 +22,21 @@ def test_twice_the_workers_halve_the_computing_and_not_the_waiting() -> None:
     computing = [one.step_s * (1 - one.communication) for one in (few, many)]
     assert round(computing[0] / computing[1], 6) == 2
     assert many.step_s * many.communication > few.step_s * few.communication
+
+
+@pytest.mark.parametrize(("bf16", "weight", "gradient", "optimizer"), [(True, 2, 2, 12), (False, 4, 4, 8)])
+def test_gradients_and_moments_are_held_for_what_is_trained(
+    bf16: bool, weight: int, gradient: int, optimizer: int
+) -> None:
+    align = (
+        'stages=[{"name": "a", "share": 1, "train": ["projector"]}, {"name": "b", "share": 1, "train": ["language"]}]'
+    )
+    config = resolve("digits.tiny", (align, "model.lora.rank=2"))
+    cost = workload("digits").cost(config)
+    everything = sum(cost.num_parameters.values())
+    trained = max(cost.num_parameters["projector"], cost.num_parameters["language"])
+    assert trained < cost.num_parameters["frozen"]
+    held = [state_bytes(config, cost, 4, stage, bf16) for stage in range(4)]
+    shared = [0, optimizer * trained, (optimizer + gradient) * trained, held[0]]
+    assert held[0] == weight * everything + (gradient + optimizer) * trained
+    assert held == [held[0] - part * 3 / 4 for part in shared]

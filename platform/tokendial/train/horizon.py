@@ -1,7 +1,7 @@
 """What a run will do before it does it: stages as step ranges, the horizon of a FLOP or token bound, the forecast."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -51,6 +51,11 @@ def language_span(plans: tuple[StagePlan, ...]) -> tuple[int, int]:
     return drawn[0].start, drawn[-1].stop - drawn[0].start
 
 
+def cut(plans: tuple[StagePlan, ...], steps: int) -> tuple[StagePlan, ...]:
+    """The stages as far as the first `steps` optimizer steps."""
+    return tuple(replace(plan, start=min(plan.start, steps), stop=min(plan.stop, steps)) for plan in plans)
+
+
 def step_cost(config: RunConfig[Any], cost: Cost, stage: StageConfig, plan: Plan | None) -> Spent:
     """One optimizer step; `plan` is None in a stage that warms the tower."""
     batch, trained = config.global_batch, frozenset(stage.train)
@@ -86,13 +91,14 @@ class CachedCost:
         self.warmup_flops = cache(cost.warmup_flops)
 
 
-def run_cost(config: RunConfig[Any], cost: Cost, horizon: int, stride: int = 1) -> Spent:
-    """The whole run: the draws of every step, priced; with a stride, of every so many steps, as an estimate."""
+def run_cost(config: RunConfig[Any], cost: Cost, horizon: int, stride: int = 1, until: int | None = None) -> Spent:
+    """The whole run, or its steps before `until`: the draws of every step, priced; with a stride, of every so many
+    steps, as an estimate."""
     schedule, cost = TokenSchedule(config.schedule), CachedCost(cost)
     plans = stage_plans(config, horizon)
     first, span = language_span(plans)
     total = Spent()
-    for stage in plans:
+    for stage in cut(plans, horizon if until is None else until):
         if stage.config.objective == "tower":
             each = step_cost(config, cost, stage.config, None)
             steps = stage.stop - stage.start

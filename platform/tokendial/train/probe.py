@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from statistics import median
 
@@ -15,6 +15,7 @@ from tokendial.train.engine import freeze_all_but
 from tokendial.train.horizon import StagePlan
 from tokendial.train.loop import Job
 from tokendial.train.step import StepModule, Work, move, works
+from torch import nn
 
 PROBE_PASSES = 12
 Kind = tuple[tuple[int, tuple[int, ...] | None, int | None], ...]
@@ -26,19 +27,20 @@ def stage_seconds(job: Job, stage: StagePlan) -> float:
     if not steps:
         return 0.0
     head = job.task.warmup_head(job.config) if stage.config.objective == "tower" else None
-    module = StepModule(job.task, job.task.build_model(job.config), head, job.config.schedule.distil).to(job.device)
-    module.train()
+    module = StepModule(job.task, job.task.build_model(job.config), head, job.config.schedule.distil)
+    module.to(job.device, job.dtype).train()
     freeze_all_but(module, job.task, stage.config)
-    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.0)
+    optimizer_seconds = _optimizer(job, [p for p in module.parameters() if p.requires_grad])
     counted, examples = _passes(job, stage)
     train_tower = "tower" in stage.config.train
-    # The first pass of all also allocates what the others find.
+    # The first pass and step of all also allocate what the others find.
     _pass_seconds(job, module, next(iter(examples.values())), train_tower)
+    optimizer_seconds()
     repeats = max(1, PROBE_PASSES // len(counted))
     total = 0.0
     for kind, times in counted.items():
         total += times * median(_pass_seconds(job, module, examples[kind], train_tower) for _ in range(repeats))
-    return total + steps * _optimizer_seconds(job, optimizer)
+    return total + steps * optimizer_seconds()
 
 
 def scoring_seconds(job: Job, stages: Sequence[StagePlan], scored: Sequence[Example]) -> float:
@@ -97,14 +99,24 @@ def _pass_seconds(job: Job, module: StepModule, todo: list[Work] | None, train_t
     return time.perf_counter() - began
 
 
-def _optimizer_seconds(job: Job, optimizer: torch.optim.Optimizer) -> float:
-    # The first step also makes the moments.
-    optimizer.step()
-    _settle(job)
-    began = time.perf_counter()
-    optimizer.step()
-    _settle(job)
-    return time.perf_counter() - began
+def _optimizer(job: Job, trained: Sequence[nn.Parameter]) -> Callable[[], float]:
+    """Takes and times an optimizer step. Weights in bf16 have fp32 copies for it, as DeepSpeed keeps them."""
+    copies = [weight.detach().float() for weight in trained]
+    optimizer = torch.optim.AdamW(copies, lr=0.0)
+
+    @torch.no_grad()
+    def once() -> float:
+        began = time.perf_counter()
+        for weight, copy in zip(trained, copies, strict=True):
+            copy.grad = None if weight.grad is None else weight.grad.float()
+        optimizer.step()
+        if job.dtype is not torch.float32:
+            for weight, copy in zip(trained, copies, strict=True):
+                weight.copy_(copy)
+        _settle(job)
+        return time.perf_counter() - began
+
+    return once
 
 
 def _settle(job: Job) -> None:
