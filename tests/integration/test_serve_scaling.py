@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 from ray import serve
-from serve_lab import body, kept, model_folder, posted
+from serve_lab import SMALL, body, kept, model_folder, posted
 from served_model import picture
+from tokendial.failures import WorkFailed
+from tokendial.serve.application import Endpoint
+from tokendial.serve.options import serve_settings
+from tokendial.serve.source import Source
 
 pytestmark = pytest.mark.slow
 SETTINGS = (
@@ -55,3 +59,26 @@ def test_replicas_follow_the_tokens_wanted_in_flight(ray_cluster: str, tmp_path:
         within(90, url, 1)
         assert set(seen) == {200}
     serve.shutdown()
+
+
+def test_one_failed_start_of_two_replicas_does_not_end_a_version(ray_cluster: str, tmp_path: Path) -> None:
+    # Of a class in here, which Ray sends along: its workers cannot import this module.
+    class Stumbling(Source):
+        def fetch(self) -> Path:
+            folder = super().fetch()
+            try:
+                (folder.parent / "asked").mkdir()
+            except FileExistsError:
+                return folder
+            raise WorkFailed("the registry is away")
+
+    folder = model_folder(tmp_path)
+    endpoint = Endpoint(serve_settings([*SMALL, "replicas.least=2", "replicas.most=2"]), None, ours=False)
+    endpoint.open()
+    try:
+        running = endpoint.start(Stumbling("digits", "1", folder=str(folder)))
+        assert (folder.parent / "asked").is_dir()
+        states = serve.status().applications[running.application].deployments["engine"].replica_states
+        assert states == {"RUNNING": 2}
+    finally:
+        serve.shutdown()
