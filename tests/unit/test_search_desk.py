@@ -11,6 +11,7 @@ from tokendial.search.desk import Desk, TrialOrder, check_candidates
 from tokendial.search.drive import plan_search, search
 from tokendial.search.found import SearchResult, read_plan, summarise
 from tokendial.search.plan import SearchPlan, fingerprint, refuse_changes
+from tokendial.search.state import State
 from tokendial.search.trials import Book, Outcome, Session
 
 # Constant laws, whose draws cost nothing to simulate: these tests are about order, not schedules.
@@ -232,6 +233,22 @@ def test_a_search_without_a_finished_trial_fails_each_time_it_is_asked_for(home:
         search(made)
 
 
+@pytest.mark.parametrize(
+    ("error", "status"), [(KeyboardInterrupt(), "KILLED"), (ConnectionError("nobody is there"), "FAILED")]
+)
+def test_a_search_that_ends_before_it_has_a_cluster_says_why(
+    error: BaseException, status: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect() -> None:
+        raise error
+
+    monkeypatch.setattr("tokendial.train.ray_trainer.connect", connect)
+    with pytest.raises(type(error)) as found:
+        search(plan("random", trials=2, name="it"))
+    assert found.value is error
+    assert State.read(home / "it").status == status
+
+
 def test_plans_are_read_back_and_wall_time_needs_room_to_start(tmp_path: Path) -> None:
     made = plan("optuna", objectives=("autc", "cost"))
     (tmp_path / "plan.json").write_text(made.model_dump_json())
@@ -248,4 +265,4 @@ def test_plans_are_read_back_and_wall_time_needs_room_to_start(tmp_path: Path) -
     with pytest.raises(ConfigError, match="--limit inf is not a number of seconds"):
         plan_search("digits.tiny", ("seed=0,1",), limit_s=float("inf"))
     with pytest.raises(ConfigError, match="starting and scoring one takes about 25 s"):
-        plan_search("digits.tiny", ("seed=0,1",), budget="20s")
+        plan_search("digits.tiny", ("seed=0,1",), budget="20s", per_trial=True)

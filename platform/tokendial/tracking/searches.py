@@ -59,7 +59,9 @@ class SearchRecord:
         self._reach(lambda client: self._told(client, number, outcome))
 
     def close(self, status: str, failure: str | None) -> None:
-        """Link every trial, log figures and result, and give the parent its terminal status."""
+        """Link every trial, log figures and result, and give the parent its terminal status, if it was ever opened."""
+        if not (self._folder / FOLDER / "opening.json").exists():
+            return
         document = {"status": status, "failure": failure}
         write_atomically(self._folder / FOLDER / "finish.json", json.dumps(document))
         self.settle()
