@@ -7,7 +7,7 @@ import json
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from tokendial import identity, runs
@@ -15,7 +15,7 @@ from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from tokendial.jobs import Cluster, evaluation_order, search_order, serving_order, training_order
 from tokendial.jobs.cluster import checked_address, find_token, is_loopback
-from tokendial.jobs.order import CONFIG, check_places
+from tokendial.jobs.order import CONFIG, check_places, with_slashes
 from tokendial.jobs.package import archive, code, modules
 from tokendial.progress import read_line
 from tokendial.resolve import resolve
@@ -219,6 +219,20 @@ def test_an_identity_that_was_sent_along_is_the_runs(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(identity.VARIABLE, identity.FILE)
     assert identity.capture() == sent
+
+
+def test_a_space_in_a_folder_is_found_from_windows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "spaces").mkdir()
+    (tmp_path / "spaces" / "my_space.py").write_text("def space():\n    return {}\n")
+    monkeypatch.chdir(tmp_path)
+    there = search_order("digits.tiny", ("seed=0,1",), {}, None, "./spaces/my_space.py:space")
+    assert there.arguments[3:5] == ("--space", "spaces/my_space.py:space")
+    assert there.files.keys() == {"spaces/my_space.py"}
+    with pytest.raises(ConfigError, match="is no file under the working folder"):
+        search_order("digits.tiny", ("seed=0,1",), {}, None, "C:\\spaces\\my_space.py:space")
+    monkeypatch.setattr("tokendial.jobs.order.Path", PureWindowsPath)
+    assert with_slashes("spaces\\my_space.py:space") == "spaces/my_space.py:space"
+    assert with_slashes("my.spaces:space") == "my.spaces:space"
 
 
 def test_a_search_order_repeats_what_was_typed_under_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,7 @@ def search_order(
     for key, listed in several.items():
         for option in listed.options:
             check_places({key: option})
+    space = with_slashes(space) if space else None
     what = [experiment, *overrides, *(["--space", space] if space else [])]
     words = [*what, *_words(options)]
     fixed = [*what, *_words({option: value for option, value in options.items() if option not in CHANGEABLE})]
@@ -76,6 +77,12 @@ def search_order(
     name = runs.checked_name(name or f"{identity.user_name()}.{runs.plain(experiment)}.search-{digest}")
     modules = package.modules(config.experiment, config.workload, *([space] if space else []))
     return Order(name, ("search", *words, "--name", name, "--json"), modules)
+
+
+def with_slashes(space: str) -> str:
+    """A space as the cluster reads it: Windows separates folders by backslashes, archives and clusters by slashes."""
+    place, _, function = space.rpartition(":")
+    return f"{Path(place).as_posix()}:{function}" if place.endswith(".py") else space
 
 
 def evaluation_order(model: str, options: Mapping[str, object]) -> Order:

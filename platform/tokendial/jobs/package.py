@@ -33,7 +33,8 @@ def modules(*names: str) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     folder = Path.cwd()
     for name in names:
-        module, colon, _ = name.partition(":")
+        # From the right: an absolute path of Windows has a colon of its own.
+        module, colon, _ = name.rpartition(":")
         top = module.partition(".")[0]
         if not colon or top in PACKAGES:
             continue
