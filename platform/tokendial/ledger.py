@@ -89,6 +89,11 @@ class Ledger:
         return total
 
     @property
+    def trained_counts(self) -> tuple[int, ...]:
+        """Counts that some step trained at; warming the tower is at none, and passes that only teach train nothing."""
+        return tuple(count for count in sorted(self.counts) if count and self.counts[count].steps)
+
+    @property
     def cpu_hours(self) -> float:
         return self.cpu_seconds / 3600
 

@@ -37,6 +37,12 @@ def test_a_mixed_step_is_one_step_of_the_run():
     assert ledger.total.steps == 1
 
 
+def test_counts_are_trained_where_a_step_took_part_in_them():
+    ledger = spent()
+    ledger.add(144, visual_tokens=1152, flops=1e9)
+    assert ledger.trained_counts == (4, 64)
+
+
 def test_hours_and_money_follow_what_was_held():
     ledger = spent()
     assert (ledger.cpu_hours, ledger.gpu_hours, ledger.money) == (2.0, 1.0, 3.0)

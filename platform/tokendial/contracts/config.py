@@ -159,12 +159,17 @@ class ZeroConfig(Section):
 
 
 class BudgetConfig(Section):
-    """Exactly one bound ends a run; the horizon of a FLOP or token bound is simulated before step 0."""
+    """Exactly one bound is given; the horizon of a FLOP or token bound is simulated before step 0.
+
+    A bound in seconds comes with a horizon, and whichever of the two is reached first ends the run.
+    """
 
     steps: Positive | None = Field(default=None, description="optimizer steps")
     flops: PositiveFloat | None = Field(default=None, description="FLOPs as executed (1 multiply-add = 2)")
     tokens: Positive | None = Field(default=None, description="visual + text + pad tokens through the language model")
-    seconds: PositiveFloat | None = Field(default=None, description="seconds of training; phases follow `horizon`")
+    seconds: PositiveFloat | None = Field(
+        default=None, description="seconds of training; phases follow `horizon`, at which the run ends too"
+    )
     horizon: Positive | None = Field(
         default=None, description="planned optimizer steps: given with `seconds`, else computed"
     )
