@@ -9,6 +9,7 @@ from tokendial import runs
 from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
 from tokendial.resolve import from_document, resolve
+from tokendial.train import ray_trainer
 from tokendial.train.room import Room, check_room, room, slots, takes_gpus
 
 HEAD = {"node:__internal_head__": 1.0, "memory": 8e9}
@@ -82,3 +83,17 @@ def test_gpus_that_this_machine_lacks_are_not_waited_for(monkeypatch: pytest.Mon
         resolve("digits.tiny", ("device=gpu", "workers=2"), machine_cpus=8)
     with pytest.raises(ConfigError, match="precision 'bf16' needs GPUs, and device is 'cpu'"):
         configured("device=cpu", "precision=bf16")
+
+
+@pytest.mark.parametrize(("named", "joined"), [(None, "local"), ("10.0.0.1:6379", "10.0.0.1:6379")])
+def test_only_a_cluster_that_is_named_is_joined(
+    named: str | None, joined: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(ray_trainer.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray_trainer.ray, "init", lambda address, **_: asked.append(address))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if named is not None:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+    ray_trainer.connect()
+    assert asked == [joined]

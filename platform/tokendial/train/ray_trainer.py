@@ -53,13 +53,14 @@ class _Introduction(ControllerCallback):
             self._board.put.remote({"stage": lost, "waits": True})
 
 
-def connect(address: str | None = None) -> None:
-    """Join the Ray cluster of this process, or start one on this machine's loopback."""
+def connect() -> None:
+    """Join the Ray cluster that RAY_ADDRESS names, or start one on this machine's loopback."""
     if ray.is_initialized():
         return
     with own_signals():
         ray.init(
-            address=address or os.environ.get("RAY_ADDRESS"),
+            # Without an address Ray would join whatever cluster was started last on this machine.
+            address=os.environ.get("RAY_ADDRESS") or "local",
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
