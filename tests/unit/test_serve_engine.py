@@ -225,6 +225,21 @@ def test_bad_requests_are_refused_by_field_before_they_take_a_place(kind: str, c
     assert checking.load_state().counters.accepted == 0
 
 
+def test_a_request_that_does_not_fit_what_slots_may_hold_is_refused_by_length(folder: Path) -> None:
+    async def use(engine: Engine) -> None:
+        context = engine._serving.context
+        assert 144 + 64 <= context < 2000
+        with pytest.raises(BadRequest, match=f"at most {context - 12} fit beside 12 new ones"):
+            await answered(engine, question("what " * context))
+        with pytest.raises(BadRequest, match="at most 0 fit beside 1024 new ones"):
+            await answered(engine, question(new_tokens=1024))
+        assert (await answered(engine, question()))[0]
+
+    run(folder, use, slots=4, slots_mib=1)
+    with pytest.raises(ConfigError, match=r"1 MiB \(engine.slots_mib\) hold \d+ positions in each of 64 slots"):
+        Engine.load(folder, EngineSettings(slots=64, slots_mib=1))
+
+
 def test_special_tokens_in_text_are_read_as_text(folder: Path, checking: Engine) -> None:
     processor = load_processor(folder)
     special = set(processor.tokenizer.all_special_ids) - {processor.tokenizer.unk_token_id}

@@ -91,6 +91,46 @@ def test_slots_grow_with_the_longest_answer_and_keep_what_they_hold(tmp_path: Pa
     assert len(both[1]) == 140
 
 
+def columns(serving: VlmServing) -> set[int]:
+    return {layer.keys.shape[2] for layer in serving._cache._slots if layer.keys is not None}
+
+
+def test_slots_grow_no_further_than_the_context_and_give_back_what_is_far_too_much(tmp_path: Path) -> None:
+    serving = VlmServing(exported(tmp_path / "model"), CPU, torch.float32, num_slots=3)
+    serving.bound(1300 * serving._position_bytes)
+    short = Row([1, 8], [])
+    alone = write(serving, [short], [40], [0])[0]
+    assert columns(serving) == {64}, "what every answer needs is kept"
+    serving.prefill([Row([1] * 700, [])])
+    assert columns(serving) == {704}
+    serving.prefill([Row([1] * 1299, [])])
+    assert columns(serving) == {1300}, "not twice what there was"
+    serving.decode([9, 9])
+    first = serving.prefill([short]).argmax(-1).tolist()
+    assert serving.release([0, 1]) == [2]
+    assert columns(serving) == {64}, "for the one of two columns that is left"
+    found = list(first)
+    while len(found) < 40:
+        found += serving.decode(found[-1:]).argmax(-1).tolist()
+    assert found == alone
+    serving.release([0])
+    assert write(serving, [short], [40], [0])[0] == alone
+
+
+def test_a_bound_of_bytes_bounds_the_context(tmp_path: Path) -> None:
+    serving = VlmServing(exported(tmp_path / "model"), CPU, torch.float32, num_slots=3)
+    whole, row = serving.context, Row([1] * 70, [])
+    serving.bound(2**40)
+    assert serving.context == whole
+    serving.prefill([row])
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in serving._cache._slots)  # type: ignore[union-attr]
+    serving.release([0])
+    serving.bound(held)
+    assert serving.context == serving._cache.context == 128
+    serving.bound(held // 64)
+    assert serving.context == 2
+
+
 def test_what_is_not_a_number_stays_with_the_row_that_had_it(tmp_path: Path) -> None:
     serving = VlmServing(exported(tmp_path / "model"), CPU, torch.float32, num_slots=2)
     features = serving.encode(torch.zeros(1, 3, 24, 24))

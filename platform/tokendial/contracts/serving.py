@@ -58,6 +58,10 @@ class Serving(Protocol):
         """Name of the device, for ladders."""
         ...
 
+    def bound(self, num_bytes: int) -> None:
+        """Keep what all slots hold within this: `context` falls to what then fits. Called before any slot is taken."""
+        ...
+
     def image(self, content: bytes) -> Tensor:
         """Pixels [3, H, W] of an image file; ValueError, in one sentence, where it is not a whole and allowed one."""
         ...

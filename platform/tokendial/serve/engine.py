@@ -39,6 +39,8 @@ T = TypeVar("T")
 _ASSUMED_NEW_TOKENS = 8  # of the whole answer that a ladder's latency is told for
 # Characters a token, four times what text has: a megabyte takes seconds to write as ids, only to be found too long.
 _LONGEST_TOKEN = 16
+_FREE_SHARE = 0.5  # of the GPU's memory, for what slots hold; the rest is for passes and for storage that is grown
+_LEAST_TEXT = 64  # positions of a short question and its answer
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ class Engine:
             serving = chosen.serve(str(folder), device, dtype, settings.slots)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return cls(serving, read_ladder(folder, serving.counts), settings)
+        ladder = read_ladder(folder, serving.counts)
+        _bound(serving, ladder.largest, settings, device)
+        return cls(serving, ladder, settings)
 
     async def calibrate(self) -> None:
         """Measure what each count of the ladder costs here; until then nothing is bent. Wants an idle engine."""
@@ -242,9 +246,10 @@ class Engine:
         except ValueError as error:
             raise BadRequest("messages", str(error)) from error
         length = len(prompt) - len(digests) + sum(terms.wanted)
-        room = min(settings.max_prompt_tokens, self._serving.context - sampling.max_new_tokens)
+        room = max(0, min(settings.max_prompt_tokens, self._serving.context - sampling.max_new_tokens))
         if length > room:
-            raise BadRequest("messages", f"the prompt has {length} tokens, visual ones included; at most {room} fit")
+            told = f"the prompt has {length} tokens, visual ones included; at most {room} fit"
+            raise BadRequest("messages", f"{told} beside {sampling.max_new_tokens} new ones")
         ticket = Ticket(
             id=number,
             terms=terms,
@@ -288,6 +293,23 @@ class _Probe:
 _PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
 )
+
+
+def _bound(serving: Serving, largest: int, settings: EngineSettings, device: torch.device) -> None:
+    """Bound what the slots hold; ConfigError where that leaves no room for an image at its largest count."""
+    if settings.slots_mib is not None:
+        num_bytes = settings.slots_mib * 2**20
+    elif device.type == "cuda":
+        num_bytes = int(_FREE_SHARE * torch.cuda.mem_get_info(device)[0])
+    else:
+        return
+    needed = min(serving.context, largest + _LEAST_TEXT)
+    serving.bound(num_bytes)
+    if serving.context < needed:
+        raise ConfigError(
+            f"{num_bytes / 2**20:.0f} MiB (engine.slots_mib) hold {serving.context} positions in each of "
+            f"{settings.slots} slots (engine.slots); an image at its largest count and a short question need {needed}"
+        )
 
 
 def _deliver(out: list[tuple[Job, Item]]) -> None:

@@ -16,6 +16,11 @@ class EngineSettings(BaseModel):
 
     slots: Positive = Field(default=32, description="answers written at once")
     max_queue: Positive = Field(default=128, description="requests waiting at once; more are refused as busy")
+    slots_mib: Positive | None = Field(
+        default=None,
+        description="MiB of keys and values that all slots hold at most, which bounds the longest request; null: half "
+        "of the GPU's memory that is free beside the model, and no bound on a CPU",
+    )
     prefill_tokens: Positive = Field(
         default=16384, description="prompt positions, visual tokens included, read in one pass"
     )

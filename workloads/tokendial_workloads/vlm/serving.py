@@ -37,15 +37,23 @@ class VlmServing:
             raise ValueError(
                 f"the language model has layers of kind {', '.join(sorted(kinds))}; only full_attention can be served"
             )
-        self._cache = SlotCache(num_slots, language.num_hidden_layers, device)
         self.counts: Sequence[int] = self._model.config.admissible_counts
         self.context: int = language.max_position_embeddings
+        self._cache = SlotCache(num_slots, language.num_hidden_layers, device, self.context)
+        width = getattr(language, "head_dim", None) or language.hidden_size // language.num_attention_heads
+        heads = getattr(language, "num_key_value_heads", None) or language.num_attention_heads
+        keys_and_values = 2 * language.num_hidden_layers * heads * width
+        self._position_bytes = num_slots * keys_and_values * dtype.itemsize
         self.stop_ids: Collection[int] = _ids(self._model.generation_config.eos_token_id)
         self.device = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         never = _ids(self._model.generation_config.suppress_tokens)
         self._never = torch.tensor(sorted(never), dtype=torch.long, device=device)
         # Of single images, as many launches of little work each are what these wait for: None encodes, k projects to k.
         self._graphs: dict[int | None, CallGraph] = {}
+
+    def bound(self, num_bytes: int) -> None:
+        """Let the slots' keys and values take no more than this: `context` falls to the positions that fit."""
+        self.context = self._cache.context = min(self.context, num_bytes // self._position_bytes)
 
     def image(self, content: bytes) -> Tensor:
         """Pixels [3, H, W]; ValueError where the file is not a whole image of an allowed kind and size."""

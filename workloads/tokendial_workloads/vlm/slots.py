@@ -1,7 +1,8 @@
 """A key-value cache of slots for continuous decoding: sequences of different lengths join and leave between steps.
 
 Occupied slots are always the first n, so a step reads views of the storage and copies nothing; when a sequence leaves,
-the last one takes its place.
+the last one takes its place. Every slot has the columns that the longest sequence needs: the storage grows with that,
+never past the context, and shrinks once it is four times too much.
 Shapes: S slots, H key-value heads, M columns of storage, B rows, L columns of a prompt, d head width.
 """
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-_COLUMNS = 64
+_COLUMNS, _KEPT = 64, 512
 
 
 class SlotLayer(CacheLayerMixin):
@@ -34,12 +35,12 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def stored(self, columns: int) -> tuple[Tensor, Tensor]:
-        """Keys and values with room for `columns`: grown, where they must be, to at least double, in whole blocks."""
+        """Keys and values with room for `columns`: grown, where they must be, to double, and not past the context."""
         assert self.keys is not None
         assert self.values is not None
         held = self.keys.shape[2]
         if columns > held:
-            wanted = -(-max(columns, 2 * held) // _COLUMNS) * _COLUMNS
+            wanted = max(columns, min(_blocks(max(columns, 2 * held)), self.cache.context))
             self.keys, self.values = (F.pad(kept, (0, 0, 0, wanted - held)) for kept in (self.keys, self.values))
         return self.keys, self.values
 
@@ -70,6 +71,11 @@ class SlotLayer(CacheLayerMixin):
         for stored in self.stored(0):
             stored[slot] = 0
 
+    def trim(self, columns: int) -> None:
+        """Give back what is far more than `columns` need."""
+        if self.keys is not None and self.values is not None and self.keys.shape[2] > max(_KEPT, 4 * columns):
+            self.keys, self.values = (kept[:, :, : _blocks(2 * columns)].clone() for kept in (self.keys, self.values))
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.longest, 0
 
@@ -81,10 +87,10 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """`num_slots` sequences; `lengths` counts the columns each occupied slot holds."""
+    """`num_slots` sequences of up to `context` columns; `lengths` counts those that each occupied slot holds."""
 
-    def __init__(self, num_slots: int, num_layers: int, device: torch.device) -> None:
-        self.num_slots, self.used, self.longest = num_slots, 0, 0
+    def __init__(self, num_slots: int, num_layers: int, device: torch.device, context: int) -> None:
+        self.num_slots, self.used, self.longest, self.context = num_slots, 0, 0, context
         self.rows = torch.arange(num_slots, device=device)
         self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)
         self._lengths = [0] * num_slots
@@ -129,9 +135,15 @@ class SlotCache(Cache):
                 layer.clear(last)
             self.used = last
         self._note()
+        for layer in self._slots:
+            layer.trim(self.longest)
         return were[: self.used]
 
     def _note(self) -> None:
         held = self._lengths[: self.used]
         self.longest = max(held, default=0)
         self.lengths[: self.used] = torch.tensor(held, dtype=torch.long, device=self.lengths.device)
+
+
+def _blocks(columns: int) -> int:
+    return -(-columns // _COLUMNS) * _COLUMNS
