@@ -86,11 +86,15 @@ class Matrix:
 
 @dataclass(frozen=True)
 class ItemScores:
-    """Quality of every answer of one model at every count; position i is the same example throughout."""
+    """Quality of every answer of one model at every count; position i is the same example throughout.
+
+    `data` is the digest of what the examples are made from, empty where it is not known.
+    """
 
     sources: Sequence[str]
     quality: Mapping[int, Sequence[float]]
     groups: Sequence[str] = field(default=())
+    data: str = ""
 
     def __post_init__(self) -> None:
         num = len(self.sources)
@@ -163,6 +167,20 @@ def group_quality(scores: ItemScores) -> dict[str, dict[int, float]]:
     }
 
 
+def unlike(ours: ItemScores, theirs: ItemScores) -> str | None:
+    """Why the answers of two models cannot be held against each other pair by pair; None where they can.
+
+    Data whose digest is not known, as of scores written before they had one, is known by its sources alone.
+    """
+    if ours.data and theirs.data and ours.data != theirs.data:
+        return "were scored on different data"
+    if list(ours.sources) != list(theirs.sources):
+        return "did not answer the same examples"
+    if ours.counts != theirs.counts:
+        return f"have different evaluation grids: {[list(ours.counts), list(theirs.counts)]}"
+    return None
+
+
 def paired_difference(
     ours: Mapping[int, ItemScores],
     theirs: Mapping[int, ItemScores],
@@ -181,8 +199,8 @@ def paired_difference(
         raise ValueError(f"no seed is in both: {sorted(ours)} and {sorted(theirs)}")
     gaps, units, per_seed = [], [], {}
     for key in seeds:
-        if list(ours[key].sources) != list(theirs[key].sources):
-            raise ValueError(f"seed {key}: the two models did not answer the same examples")
+        if reason := unlike(ours[key], theirs[key]):
+            raise ValueError(f"seed {key}: the two models {reason}")
         gap_I = _summary(ours[key], count) - _summary(theirs[key], count)
         per_seed[key] = float(gap_I.mean())
         gaps.append(gap_I)
@@ -221,10 +239,12 @@ def worst_regret(regrets: Mapping[int, Difference]) -> tuple[int, Difference]:
 def served_matrix(
     flexible: Mapping[int, ItemScores], twins: Mapping[int, Mapping[int, ItemScores]], kind: TwinKind = "steps"
 ) -> Matrix:
-    """The trained-at × served-at matrix over seeds; raises ValueError where grids or seeds differ between rows."""
+    """The trained-at × served-at matrix over seeds; raises ValueError where data, grids or seeds differ."""
     models = {**{str(count): twins[count] for count in sorted(twins)}, "flexible": flexible}
     grids = {scores.counts for model in models.values() for scores in model.values()}
     seed_sets = {tuple(sorted(model)) for model in models.values()}
+    if len({scores.data for model in models.values() for scores in model.values() if scores.data}) > 1:
+        raise ValueError("runs that were scored on different data are not compared")
     if len(grids) != 1:
         raise ValueError(f"runs with different grids are not compared: {sorted(grids)}")
     if len(seed_sets) != 1:

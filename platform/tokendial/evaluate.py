@@ -66,6 +66,8 @@ def evaluate(
         experiment=config.experiment,
         schedule=config.schedule.preset,
         variant=config_hash(config, without="seed"),
+        parent=trained.parent if trained else None,
+        lineage=trained.lineage if trained else "",
         trained_counts=card.trained_counts,
         seed=config.seed,
         steps=trained.steps if trained else 0,
@@ -120,7 +122,7 @@ def score(
         progress({"stage": "score", "step": done, "total": total})
 
     graded = grade(task, model, data, chosen, config, settings.counts, device, dtype, progress=report)
-    return gather([graded], split)
+    return gather([graded], split, data.digests(config)[split])
 
 
 def dtype_on(device: torch.device, config: RunConfig[Any]) -> torch.dtype:

@@ -34,11 +34,16 @@ class RunResult(BaseModel):
     extras: dict[str, dict[int, float]] = Field(default_factory=dict, description="secondary measures by count")
     metric: str = Field(default="", description="primary metric that quality is")
     split: str = Field(default="", description="split the curve was measured on")
+    data: str = Field(default="", description="SHA-256 of what the examples of that split are made from")
     workload: str = Field(default="", description="workload")
     experiment: str = Field(default="", description="experiment the configuration came from")
     schedule: str = Field(default="", description="name of the token schedule")
     variant: str = Field(
         default="", description="hash of the configuration without its seed: equal where only seeds differ"
+    )
+    parent: str | None = Field(default=None, description="run whose weights this one started from; null: fresh ones")
+    lineage: str = Field(
+        default="", description="hash of the runs that the weights came from without their seeds; empty: fresh ones"
     )
     trained_counts: tuple[int, ...] = Field(default=(), description="counts the schedule trained at")
     seed: int | None = Field(default=None, description="seed of initialisation, data order and draws")

@@ -166,6 +166,17 @@ def config_hash(config: RunConfig[Any], without: str | None = None) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
+def lineage(parent: str | None) -> str:
+    """What runs that differ only in seeds have in common of the runs their weights came from; empty: fresh weights."""
+    if parent is None:
+        return ""
+    source = Run(home() / parent)
+    if not source.result.exists():
+        return parent
+    known = source.read_result()
+    return hashlib.blake2b(f"{known.variant} {known.data} {known.lineage}".encode(), digest_size=4).hexdigest()
+
+
 def short_name(name: str) -> str:
     """The end of a run's name, which is its hash where the user gave none."""
     return name.rpartition(".")[2][-20:].strip("-_")

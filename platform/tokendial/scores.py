@@ -41,12 +41,14 @@ class Scores:
             "groups": group_quality(self.items),
             "extras": {name: dict(line) for name, line in self.extras.items()},
             "split": self.split,
+            "data": self.items.data,
         }
 
     def write(self, path: Path) -> None:
         quality = {str(k): list(v) for k, v in self.items.quality.items()}
         document = {
             "split": self.split,
+            "data": self.items.data,
             "sources": list(self.items.sources),
             "groups": list(self.items.groups),
             "quality": quality,
@@ -60,7 +62,8 @@ class Scores:
     def read(cls, path: Path) -> "Scores":
         document = json.loads(path.read_text("utf-8"))
         quality = {int(k): v for k, v in document["quality"].items()}
-        items = ItemScores(document["sources"], quality, document["groups"])
+        # Scores written before have no digest.
+        items = ItemScores(document["sources"], quality, document["groups"], document.get("data", ""))
         predictions = {int(k): v for k, v in document["predictions"].items()}
         extras = {name: {int(k): v for k, v in line.items()} for name, line in document["extras"].items()}
         return cls(document["split"], items, document["targets"], predictions, extras)
@@ -107,13 +110,13 @@ def grade(
     return found
 
 
-def gather(shares: Sequence[Graded], split: str) -> Scores:
-    """One table from every rank's grades, in the order of the examples."""
+def gather(shares: Sequence[Graded], split: str, digest: str) -> Scores:
+    """One table from every rank's grades, in the order of the examples; `digest` is that of the split's data."""
     counts = sorted(shares[0])
     merged = {count: [grade for share in shares for grade in share[count]] for count in counts}
     first = merged[counts[0]]
     quality = {count: [grade.quality for grade in merged[count]] for count in counts}
-    items = ItemScores([grade.source for grade in first], quality, [grade.group for grade in first])
+    items = ItemScores([grade.source for grade in first], quality, [grade.group for grade in first], digest)
     predictions = {count: [grade.prediction for grade in merged[count]] for count in counts}
     extras = {
         name: {count: sum(grade.extra[name] for grade in merged[count]) / len(first) for count in counts}

@@ -150,7 +150,10 @@ def _recorded(run: Run, kind: str, seeds: Sequence[int], scores: Mapping[Key, It
     flexible = {seed: scores[None, seed] for seed in seeds}
     counts = sorted({count for count, _ in scores if count is not None})
     fixed = {count: {seed: scores[count, seed] for seed in seeds} for count in counts}
-    matrix = served_matrix(flexible, fixed, "steps" if kind == "steps" else "flops")
+    try:
+        matrix, gaps = served_matrix(flexible, fixed, "steps" if kind == "steps" else "flops"), regret(flexible, fixed)
+    except ValueError as error:
+        raise ConfigError(f"the twins of run {run.name!r} cannot be held against it: {error}") from error
     result = run.read_result().model_copy(update={"matrix": matrix})
     figures: dict[str, Path] = {
         "curve": curve_png([result], run.figures / "curve.png"),
@@ -161,7 +164,7 @@ def _recorded(run: Run, kind: str, seeds: Sequence[int], scores: Mapping[Key, It
     result = result.model_copy(
         update={
             "twins": matrix.kind,
-            "regret": regret(flexible, fixed),
+            "regret": gaps,
             "figures": {**result.figures, **{name: str(path) for name, path in figures.items()}},
         }
     )

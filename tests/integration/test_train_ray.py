@@ -12,6 +12,7 @@ from tokendial.curve import token_curve
 from tokendial.experiments import ConfigError
 from tokendial.model_folder import CARD, LADDER, check_digests, read_card
 from tokendial.results import read_result
+from tokendial.runs import lineage
 from tokendial.scores import Scores
 from tokendial.train import ray_trainer
 from tokendial.train.checkpoint import WEIGHTS, newest
@@ -96,6 +97,9 @@ def test_a_finished_run_returns_at_once_and_a_new_one_forks_its_weights(
     assert forked.run_id != first.run_id
     _, run = tracked(home, forked.name)
     assert run.data.tags["forked_from"] == first.name
+    digest = read_card(folder_of(first) / "model").data_digests["test"]
+    assert (first.data, first.parent, first.lineage) == (digest, None, "")
+    assert (forked.data, forked.parent, forked.lineage) == (digest, first.name, lineage(first.name))
     assert api.report(["last"]) == [forked]
     source = newest(folder_of(first) / "checkpoints")
     assert source is not None

@@ -3,6 +3,7 @@
 import math
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,6 +146,18 @@ def test_models_that_answered_other_examples_are_not_paired():
         paired_difference({0: ours}, {1: ours})
     with pytest.raises(ValueError, match=r"count 9 was not evaluated; the grid is \[4, 16\]"):
         paired_difference({0: ours}, {0: ours}, count=9)
+
+
+def test_answers_to_different_data_of_the_same_names_are_not_paired():
+    ours, other = replace(coins(0.5, 10, 1), data="a"), replace(coins(0.5, 10, 2), data="b")
+    with pytest.raises(ValueError, match="seed 0: the two models were scored on different data"):
+        paired_difference({0: ours}, {0: other})
+    with pytest.raises(ValueError, match="seed 0: the two models have different evaluation grids"):
+        paired_difference({0: ours}, {0: coins(0.5, 10, 2, (4,))})
+    with pytest.raises(ValueError, match="scored on different data are not compared"):
+        served_matrix({0: ours}, {4: {0: other}})
+    # Scores written before they had a digest.
+    assert paired_difference({0: ours}, {0: coins(0.5, 10, 1)}).mean == 0
 
 
 def test_regret_is_what_the_twin_has_over_the_flexible_model():

@@ -178,6 +178,7 @@ def test_an_exported_folder_is_scored_where_its_sources_are_gone(pictures: Path,
     shutil.rmtree(tmp_path / "lm")
     shutil.rmtree(tmp_path / "tower")
     result = evaluate(str(folder), (4, 16), "test", 2, lambda _: None)
+    assert result.data == data.digests(config)["test"]
     items = data.datasets(config)["test"]
     batch = data.collate([items[0], items[1]])
     with torch.no_grad():

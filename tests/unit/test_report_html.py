@@ -1,14 +1,19 @@
 """Reports are single files that need no network, escape what they show, and group runs by seed."""
 
 import re
+from dataclasses import replace
+from html import escape
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from report_samples import examples, name, result, scores, with_twins
+from rich.console import Console
 from tokendial.curve import CurvePoint, autc
 from tokendial.report import compare_report, curve_html, examples_html, matrix_html
 from tokendial.report.comparison import paired_tests
-from tokendial.report.series import series_of
+from tokendial.report.series import apart, series_of
+from tokendial.report.terminal import print_comparison
 from tokendial.results import ExampleAnswers
 
 FETCHED = re.compile(r"""<(?:script|link|img|iframe)[^>]+(?:src|href)=(?!["']?data:)""")
@@ -43,6 +48,31 @@ def test_variants_of_one_experiment_stay_apart():
     assert sorted(len(line.seeds) for line in series_of(runs)) == [2, 2]
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (({"data": "a"}, {"data": "b"}), "they were scored on different data"),
+        (({}, {"data": "b"}), "of one it is not known what data it was scored on"),
+        (({}, {"lineage": "x", "parent": "me.before"}), "they started from fresh weights and from 'me.before'"),
+    ],
+    ids=["data", "data of before", "weights"],
+)
+def test_seeds_that_differ_in_data_or_in_what_they_began_with_stay_apart_and_it_is_said_why(
+    changes: tuple[dict[str, str], dict[str, str]], reason: str
+):
+    runs = [result(None, seed).model_copy(update=change) for seed, change in enumerate(changes)]
+    labels = [f"tokenflex · digits · {run.name}" for run in runs]
+    assert [(line.label, len(line.seeds)) for line in series_of(runs)] == [(label, 1) for label in labels]
+    sentence = f"{' and '.join(labels)} are not one line, as {reason}"
+    assert apart(series_of(runs)) == [sentence]
+    assert escape(sentence) in compare_report(runs)
+    out = StringIO()
+    print_comparison(runs, Console(file=out, width=300, markup=False))
+    assert sentence in out.getvalue()
+    alike = [run.model_copy(update=changes[1]) for run in runs]
+    assert [len(line.seeds) for line in series_of(alike)] == [2]
+
+
 def test_different_grids_or_metrics_are_not_compared():
     points = {4: CurvePoint(0.5, (0.4, 0.6), 10)}
     other = result(16, 0).model_copy(update={"curve": points, "autc": autc(points)})
@@ -73,6 +103,16 @@ def test_the_comparison_tests_pairs_where_answers_are_at_hand():
     html = compare_report(runs, answers)
     assert "tokenflex minus the others" in html
     assert "no paired test" not in html
+
+
+def test_answers_to_different_data_are_not_tested_pair_by_pair_and_it_is_said_why():
+    runs = [result(twin, 0) for twin in (None, 4, 16)]
+    data = {None: "a", 4: "a", 16: "b"}
+    answers = {name(twin, 0): replace(scores(twin, 0), data=digest) for twin, digest in data.items()}
+    assert list(paired_tests(series_of(runs), answers)) == ["fixed 4"]
+    reason = "no paired test against fixed 16: they were scored on different data"
+    assert reason in compare_report(runs, answers)
+    assert reason in compare_report([runs[0], runs[2]], answers)
 
 
 def test_answers_are_coloured_and_escaped(tmp_path: Path):

@@ -17,6 +17,7 @@ from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
 from tokendial.identity import Identity, user_name
 from tokendial.resolve import resolve
+from tokendial.results import RunResult, write_result
 
 ME = Identity(user=user_name(), commit="abc", diff="a change")
 
@@ -123,6 +124,17 @@ def test_a_run_is_continued_from_the_source_it_began_with(home: Path) -> None:
     for parent, words in ((None, "from fresh weights"), ("b", "from 'b'")):
         with pytest.raises(ConfigError, match=f"run 'it' started from 'a', not {words}; use --new"):
             runs.create("it", config(), ME, parent=parent)
+
+
+def test_weights_from_runs_that_differ_only_in_their_seed_are_of_one_lineage(home: Path) -> None:
+    for name, variant, data in (("a0", "v", "d"), ("a1", "v", "d"), ("b", "w", "d"), ("c", "v", "e")):
+        run = runs.create(name, config(), ME)
+        write_result(run.result, RunResult(run_id=None, name=name, status="FINISHED", variant=variant, data=data))
+    found = {name: runs.lineage(name) for name in ("a0", "a1", "b", "c", "gone")}
+    assert found["a0"] == found["a1"]
+    assert len({"", *found.values()}) == 5
+    assert found["gone"] == "gone"
+    assert runs.lineage(None) == ""
 
 
 def test_a_broken_record_hides_only_its_own_run(home: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
-from tokendial.curve import paired_difference
+from tokendial.curve import ItemScores, paired_difference
 from tokendial.evaluate import dtype_on
 from tokendial.experiments import workload
 from tokendial.resolve import resolve
-from tokendial.scores import examples_of, gather, grade
+from tokendial.scores import Scores, examples_of, gather, grade
 from tokendial.train import engine
 
 CPU, DTYPE = torch.device("cpu"), torch.float32
@@ -23,9 +26,19 @@ def test_runs_on_any_number_of_workers_are_compared_pair_by_pair(world: int) -> 
         grade(task, model, data, examples, config, (4,), CPU, DTYPE, share)
         for share in ((0, 1), *((rank, world) for rank in range(world)))
     )
-    one, several = gather([alone], "test"), gather(shares, "test")
+    one, several = gather([alone], "test", ""), gather(shares, "test", "")
     assert several == one
     assert paired_difference({0: several.items}, {0: one.items}).mean == 0
+
+
+def test_scores_come_back_with_the_digest_of_their_data_and_without_where_they_had_none(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    written = Scores("test", ItemScores(["a"], {4: [1.0]}, ["read"], "digest"), ["1"], {4: ["1"]}, {})
+    written.write(path)
+    assert Scores.read(path) == written
+    assert written.measured()["data"] == "digest"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "data"}))
+    assert Scores.read(path).items.data == ""
 
 
 def test_a_model_is_scored_again_as_training_scored_it() -> None:

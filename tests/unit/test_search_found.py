@@ -6,7 +6,7 @@ import pytest
 from tokendial.curve import ItemScores, autc
 from tokendial.scores import Scores
 from tokendial.search.drive import plan_search
-from tokendial.search.found import SearchResult, summarise
+from tokendial.search.found import SearchResult, _behind, summarise
 from tokendial.search.space import Candidate, label
 from tokendial.search.trials import Book, Outcome
 
@@ -49,6 +49,12 @@ def test_trials_that_answered_other_examples_are_not_paired(home: Path) -> None:
     """As where a search is over the data itself."""
     answers = {("data.evaluation_seed=0", "seed=0"): ("x", 0.2), ("data.evaluation_seed=1", "seed=0"): ("y", 0.4)}
     assert [group.behind for group in found(home, answers).groups] == [None, None]
+
+
+def test_trials_that_were_scored_on_data_of_another_digest_are_not_paired() -> None:
+    one, other = (ItemScores(["x"], {4: [0.5]}, (), digest) for digest in ("a", "b"))
+    assert _behind({0: one}, {0: other}) is None
+    assert _behind({0: one}, {0: one}) is not None
 
 
 def test_a_trial_that_was_trained_before_and_only_entered_now_says_nothing_of_overhead(home: Path) -> None:

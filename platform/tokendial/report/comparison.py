@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tokendial.curve import Difference, ItemScores, paired_difference
+from tokendial.curve import Difference, ItemScores, paired_difference, unlike
 from tokendial.report.curves import CONFIG, plotly_curve
 from tokendial.report.matrices import note, plotly_matrix
 from tokendial.report.page import cell, page, section, table
 from tokendial.report.palette import FONTS, GRID, INK, colours
-from tokendial.report.series import Series, metric_label, series_of
+from tokendial.report.series import Series, apart, metric_label, series_of
 from tokendial.results import RunResult
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def compare_report(results: Sequence[RunResult], scores: Scores | None = None, t
     series = series_of(results)
     label = metric_label(series)
     parts = [
-        section("Curves", _curve_note(series), _embed(plotly_curve(series, label))),
+        section("Curves", "; ".join([_curve_note(series), *apart(series)]), _embed(plotly_curve(series, label))),
         section("Summary", "means over seeds; AUTC is the area under the curve over log2 tokens", _summary(series)),
         _paired_section(series, scores or {}),
         section("Quality and cost", "training FLOPs of one run, padding included", _embed(_cost_figure(series))),
@@ -52,7 +52,7 @@ def paired_tests(series: Sequence[Series], scores: Scores) -> dict[str, dict[int
     tests: dict[str, dict[int | None, Difference]] = {}
     for other in series[1:]:
         theirs = _scores_by_seed(other, scores)
-        shared = {seed for seed in reference.keys() & theirs.keys() if _same_examples(reference[seed], theirs[seed])}
+        shared = {seed for seed in reference.keys() & theirs.keys() if unlike(reference[seed], theirs[seed]) is None}
         if shared:
             ours, them = ({seed: side[seed] for seed in shared} for side in (reference, theirs))
             cases: list[int | None] = [*series[0].counts, None]
@@ -64,8 +64,16 @@ def _scores_by_seed(line: Series, scores: Scores) -> dict[int, ItemScores]:
     return {result.seed or 0: scores[result.name] for result in line.results if result.name in scores}
 
 
-def _same_examples(ours: ItemScores, theirs: ItemScores) -> bool:
-    return ours.counts == theirs.counts and list(ours.sources) == list(theirs.sources)
+def _untested(series: Sequence[Series], scores: Scores) -> list[str]:
+    """The lines that have no paired test against the first, each with the reason."""
+    reference, said = _scores_by_seed(series[0], scores), []
+    for other in series[1:]:
+        theirs = _scores_by_seed(other, scores)
+        reasons = [unlike(reference[seed], theirs[seed]) for seed in sorted(reference.keys() & theirs.keys())]
+        if None not in reasons:
+            missing = "they have no seed in common" if reference and theirs else "the runs' answers are not at hand"
+            said.append(f"no paired test against {other.label}: {f'they {reasons[0]}' if reasons else missing}")
+    return said
 
 
 def _curve_note(series: Sequence[Series]) -> str:
@@ -93,12 +101,14 @@ def _quality(line: Series, count: int, kind: str) -> str:
 def _paired_section(series: Sequence[Series], scores: Scores) -> str:
     tests = paired_tests(series, scores)
     title = f"{series[0].label} minus the others"
+    untested = _untested(series, scores)
     if not tests:
-        return section(title, "no paired test: the runs' answers to the same examples are not at hand", "")
+        return section(title, "; ".join(untested) or "no paired test: there is one line only", "")
     counts = series[0].counts
     rows = [[cell(label), *(_difference(line[count]) for count in (*counts, None))] for label, line in tests.items()]
     about = "paired bootstrap over (seed, source item), 95 % intervals; bold: the interval excludes zero"
-    return section(title, about, table(["against", *(f"{count} tokens" for count in counts), "AUTC"], rows))
+    body = table(["against", *(f"{count} tokens" for count in counts), "AUTC"], rows)
+    return section(title, "; ".join([about, *untested]), body)
 
 
 def _difference(gap: Difference) -> str:

@@ -30,7 +30,10 @@ class Series:
 
 
 def series_of(results: Sequence[RunResult]) -> list[Series]:
-    """Group results by all but the seed, flexible models first; raises ValueError where grids or metrics differ."""
+    """Group results by all but the seed, flexible models first; raises ValueError where grids or metrics differ.
+
+    Runs on different data, or of weights that started elsewhere, are lines of their own; `apart` says so.
+    """
     results = [result for result in results if result.curve]
     if not results:
         raise ValueError("there is no finished run with a curve among the results")
@@ -65,11 +68,37 @@ def _of_matrix(result: RunResult, matrix: Matrix) -> list[Series]:
 
 def _identity(result: RunResult, among: Sequence[RunResult]) -> tuple[object, ...]:
     """Equal for runs that differ only in their seed; a run whose seed occurs twice otherwise stands alone."""
-    key = result.experiment, result.schedule, result.trained_counts, result.variant
-    alike = [other for other in among if (other.experiment, other.schedule, other.trained_counts, other.variant) == key]
+    key = (*_configured(result), result.data, result.lineage)
+    alike = [other for other in among if (*_configured(other), other.data, other.lineage) == key]
     seeds = [other.seed for other in alike]
     alone = None in seeds or len(set(seeds)) < len(seeds)
     return (*key, result.name if alone else "")
+
+
+def _configured(result: RunResult) -> tuple[object, ...]:
+    return result.experiment, result.schedule, result.trained_counts, result.variant
+
+
+def apart(series: Sequence[Series]) -> list[str]:
+    """Why lines of one configuration are not one line, a sentence for each after the first."""
+    firsts: dict[tuple[object, ...], Series] = {}
+    said = []
+    for line in series:
+        first = firsts.setdefault(_configured(line.results[0]), line) if line.results else line
+        if first is not line and (reasons := _differences(first.results[0], line.results[0])):
+            said.append(f"{first.label} and {line.label} are not one line, as {' and '.join(reasons)}")
+    return said
+
+
+def _differences(one: RunResult, other: RunResult) -> list[str]:
+    reasons = []
+    if one.data != other.data:
+        known = "they were scored on different data"
+        reasons.append(known if one.data and other.data else "of one it is not known what data it was scored on")
+    if one.lineage != other.lineage:
+        begun = [f"from {run.parent!r}" if run.parent else "from fresh weights" for run in (one, other)]
+        reasons.append(f"they started {' and '.join(begun)}")
+    return reasons
 
 
 def _labels(groups: dict[tuple[object, ...], list[RunResult]]) -> list[str]:

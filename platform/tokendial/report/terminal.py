@@ -9,7 +9,7 @@ from rich.text import Text
 from tokendial.curve import Matrix, Rise
 from tokendial.ledger import Ledger, Tally
 from tokendial.report.palette import FLEXIBLE
-from tokendial.report.series import Series, series_of
+from tokendial.report.series import Series, apart, series_of
 from tokendial.results import RunResult
 
 BAR_CELLS = 30
@@ -35,8 +35,11 @@ def print_result(result: RunResult, console: Console) -> None:
 
 
 def print_comparison(results: Sequence[RunResult], console: Console) -> None:
-    """One row per group of runs; raises ValueError where their grids or metrics differ."""
-    console.print(comparison_table(series_of(results)))
+    """One row per group of runs, and why groups stay apart; raises ValueError where their grids or metrics differ."""
+    series = series_of(results)
+    console.print(comparison_table(series))
+    for reason in apart(series):
+        console.print(reason, highlight=False, soft_wrap=True)
 
 
 def curve_table(result: RunResult) -> Table:

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokendial import runs
-from tokendial.curve import Difference, Interval, ItemScores, TokenCurve, paired_difference, token_curve
+from tokendial.curve import Difference, Interval, ItemScores, TokenCurve, paired_difference, token_curve, unlike
 from tokendial.experiments import ConfigError
 from tokendial.scores import Scores
 from tokendial.search.objective import MINIMISED, envelope, hypervolume, pareto, worst_regret
@@ -196,7 +196,7 @@ def _groups(plan: SearchPlan, finished: Sequence[Trial]) -> list[Group]:
 def _behind(best: Mapping[int, ItemScores], own: Mapping[int, ItemScores]) -> Difference | None:
     """The paired difference to the best; None where they have no seed in common, or answered other examples."""
     shared = best.keys() & own.keys()
-    alike = all(list(best[seed].sources) == list(own[seed].sources) for seed in shared)
+    alike = all(unlike(best[seed], own[seed]) is None for seed in shared)
     return paired_difference(best, own) if shared and alike else None
 
 

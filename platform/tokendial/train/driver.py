@@ -268,6 +268,8 @@ def conclude(
         experiment=config.experiment,
         schedule=config.schedule.preset,
         variant=runs.config_hash(config, without="seed"),
+        parent=run.record.parent,
+        lineage=runs.lineage(run.record.parent),
         trained_counts=trained_counts(config),
         seed=config.seed,
         steps=ledger.steps,

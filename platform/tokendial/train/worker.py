@@ -316,10 +316,10 @@ def score(job: Job, seat: Seat, model: nn.Module, split: str) -> Scores | None:
         (seat.rank, seat.world), lambda done, total: seat.progress({"stage": "score", "step": done, "total": total}),
     )  # fmt: skip
     if seat.world == 1:
-        return gather([graded], split)
+        return gather([graded], split, job.data.digests(config)[split])
     shares: list[Any] = [None] * seat.world
     dist.all_gather_object(shares, graded, seat.patient)
-    return gather(shares, split) if seat.rank == 0 else None
+    return gather(shares, split, job.data.digests(config)[split]) if seat.rank == 0 else None
 
 
 def _agreed(found: ck.Checkpoint | None, seat: Seat) -> ck.Checkpoint | None:
