@@ -50,7 +50,10 @@ class Data(Protocol):
         ...
 
     def digests(self, config: RunConfig[Any]) -> Mapping[str, str]:
-        """SHA-256 per split of what the examples are made from."""
+        """SHA-256 per split of what the examples are made from; of `train` alone it may depend on `config.seed`.
+
+        Runs are grouped over seeds, and their answers paired, where the digest of the split they were scored on is one.
+        """
         ...
 
 
