@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokendial import runs
 from tokendial.curve import ItemScores, paired_difference
 from tokendial.evaluate import dtype_on
-from tokendial.experiments import workload
+from tokendial.experiments import ConfigError, workload
+from tokendial.identity import Identity
 from tokendial.resolve import resolve
 from tokendial.scores import Scores, examples_of, gather, grade
 from tokendial.train import engine
+from tokendial.twins import _recorded
 
 CPU, DTYPE = torch.device("cpu"), torch.float32
 
@@ -39,6 +42,13 @@ def test_scores_come_back_with_the_digest_of_their_data_and_without_where_they_h
     assert written.measured()["data"] == "digest"
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "data"}))
     assert Scores.read(path).items.data == ""
+
+
+def test_twins_scored_on_other_data_than_their_run_are_refused(home: Path) -> None:
+    run = runs.create("it", resolve("digits.tiny", machine_cpus=None), Identity(user="ada"))
+    answers = {(count, 0): ItemScores(["a"], {4: [1.0]}, (), digest) for count, digest in ((None, "x"), (4, "y"))}
+    with pytest.raises(ConfigError, match="the twins of run 'it' cannot be held against it: runs that were scored on"):
+        _recorded(run, "steps", (0,), answers)
 
 
 def test_a_model_is_scored_again_as_training_scored_it() -> None:
