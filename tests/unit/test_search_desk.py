@@ -165,7 +165,7 @@ def test_a_judgement_stands_and_rungs_are_compute(tmp_path: Path) -> None:
     first = made.rungs[0]
     assert [desk.judge(number, first, score) for number, score in ((0, 0.5), (1, 0.6), (2, 0.4))] == [True, True, False]
     assert not desk.judge(2, 0.9, 0.99)
-    assert desk.judge(3, first / 2, 0.0)
+    assert desk.judge(3, first / 3, 0.0)
     assert desk.judge(3, first, 0.9)
     assert all(order is not None and order.rungs == made.rungs for order in orders)
 

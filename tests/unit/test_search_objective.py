@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from tokendial.bench.curves import ALLOWANCE, LONG, SETTING, Wanted, configured
 from tokendial.experiments import ConfigError
 from tokendial.resolve import resolve
 from tokendial.search.budget import START_S, flops_per_trial, parse
 from tokendial.search.drive import plan_search
-from tokendial.search.halving import goes_on, reached, rungs
+from tokendial.search.halving import NUM_VALIDATIONS, goes_on, reached, rungs
 from tokendial.search.objective import cost_of_being_good, envelope, hypervolume, pareto, value, worst_regret
+from tokendial.search.plan import as_trial
 from tokendial.train.room import Room
 
 COSTS = {1: 1.0, 4: 2.0, 16: 4.0, 64: 16.0}
@@ -45,8 +47,27 @@ def test_the_pareto_front_leaves_out_what_is_beaten_in_everything() -> None:
 def test_rungs_are_shares_of_the_allowance() -> None:
     assert rungs(3, 2) == (pytest.approx(1 / 9), pytest.approx(1 / 3))
     shares = (0.1, 0.3)
-    cases = ((0.05, 0), (0.1, 0), (0.2, 1), (0.5, 0), (0.9, 2))
+    cases = ((0.04, 0), (0.1, 0), (0.2, 1), (0.5, 0), (0.9, 2))
     assert [reached(share, passed, shares) for share, passed in cases] == [None, 0, None, 1, None]
+
+
+@pytest.mark.parametrize("off", [-0.04, -0.01, 0.0, 0.01, 0.04])
+def test_a_rung_is_met_at_the_curve_nearest_to_it(off: float) -> None:
+    """Curves are at ninths of the steps; cheap or dear early steps put them before or after ninths of the FLOPs."""
+    met, passed = [], 0
+    for curve in range(1, NUM_VALIDATIONS):
+        rung = reached(curve / NUM_VALIDATIONS + off, passed, rungs())
+        if rung is not None:
+            met.append(curve)
+            passed = rung + 1
+    assert met == [1, 3]
+
+
+@pytest.mark.parametrize("flops", [ALLOWANCE, LONG])
+def test_the_replayed_curves_are_shown_where_a_search_shows_them(flops: float) -> None:
+    wanted = Wanted(part="rank", label="tokenflex", overrides=("schedule=tokenflex",), allowance=flops)
+    trial = as_trial(resolve("digits", (*SETTING, *wanted.overrides)), flops, shares_tower=False, judged=True)
+    assert configured(wanted).evaluation.every == trial.evaluation.every > 50
 
 
 def test_a_trial_goes_on_among_the_best_third_seen_so_far() -> None:

@@ -23,6 +23,7 @@ from tokendial.experiments import ConfigError, workload
 from tokendial.resolve import resolve
 from tokendial.runs import config_hash, write_atomically
 from tokendial.search.budget import spent_after, with_flops
+from tokendial.search.halving import validation_steps
 from tokendial.search.plan import answer_costs
 from tokendial.search.space import candidate, default_space, scalars
 from tokendial.search.suggest import random
@@ -44,7 +45,6 @@ EXPERIMENT = "digits"
 ALLOWANCE, LONG = 3e12, 6e12
 # Seed 0 chose the found schedule, so it says nothing about how good that one is.
 CONTEST_SEEDS = (1, 2, 3)
-NUM_POINTS = 9
 _QUALITY = "validation/quality/k"
 
 
@@ -169,7 +169,7 @@ def configured(wanted: Wanted) -> RunConfig[Any]:
     """The planned run of a schedule, from the common start on."""
     config = resolve(EXPERIMENT, (*SETTING, *wanted.overrides, f"seed={wanted.seed}"))
     config = with_flops(config, wanted.allowance)
-    every = max(1, -(-(config.budget.horizon or 0) // NUM_POINTS))
+    every = validation_steps(config.budget.horizon or 0)
     evaluation = config.evaluation.model_copy(update={"split": "validation", "every": every, "table_examples": 0})
     return config.model_copy(update={"evaluation": evaluation})
 

@@ -17,12 +17,11 @@ from tokendial.experiments import ConfigError, workload
 from tokendial.resolve import resolve
 from tokendial.search import budget, warm
 from tokendial.search.domains import Choice
-from tokendial.search.halving import rungs
+from tokendial.search.halving import rungs, validation_steps
 from tokendial.search.objective import OBJECTIVES, SCALARS
 from tokendial.search.space import Candidate, Space, check_space, describe, from_description
 from tokendial.search.suggest import ALGORITHMS
 
-NUM_VALIDATIONS = 9
 TRIAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,84}")
 Algorithm = Literal["grid", "random", "optuna", "asha"]
 
@@ -103,7 +102,7 @@ def as_trial(config: RunConfig[Any], flops: float, shares_tower: bool, judged: b
     evaluation = config.evaluation.model_copy(update={"split": "validation", "table_examples": 0})
     config = budget.with_flops(config.model_copy(update={"evaluation": evaluation}), flops)
     if judged:
-        every = max(1, (config.budget.horizon or 0) // NUM_VALIDATIONS)
+        every = validation_steps(config.budget.horizon or 0)
         config = config.model_copy(update={"evaluation": evaluation.model_copy(update={"every": every})})
     return config
 
