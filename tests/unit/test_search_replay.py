@@ -89,6 +89,7 @@ def test_the_kept_figures_are_those_of_the_kept_curves() -> None:
     for name in ("random", "asha"):
         assert again["spent_to_reach_it"][name] == kept["spent_to_reach_it"][name]
     assert again["pareto_95_percent"] == kept["pareto_95_percent"]
+    assert again["found_over"] == kept["found_over"]
 
 
 def test_the_found_schedule_is_better_where_its_interval_says_so() -> None:
