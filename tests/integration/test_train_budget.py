@@ -1,10 +1,14 @@
 """Where a run stops, what its ledger says it spent, and what a loss is a mean of."""
 
+import re
 from pathlib import Path
 
 import pytest
 from tokendial.experiments import workload
+from tokendial.failures import WorkFailed
 from tokendial.ledger import Ledger
+from tokendial.runs import Run
+from tokendial.train.driver import conclude
 from tokendial.train.horizon import run_cost
 from tokendial.train.order import example_at
 from train_lab import Lab, configured
@@ -69,6 +73,15 @@ def test_a_run_bounded_by_seconds_stops_after_them_also_when_it_is_resumed(tmp_p
     own = sum(values["train/step_seconds"] for values in lab.logged.values())
     assert after.state["seconds"] == pytest.approx(before.state["seconds"] + own, rel=1e-6)
     assert after.step == ledger(lab).steps < 100000
+
+
+def test_a_run_whose_seconds_are_over_in_the_warm_up_ends_without_a_model(tmp_path: Path) -> None:
+    lab = Lab(tmp_path / "run", configured("budget.seconds=1e-6", "budget.horizon=1000")).work()
+    assert list(lab.logged) == [1]
+    assert not (lab.folder / "model").exists()
+    told = "budget.seconds 1e-06 was used up in step 1, before any of 'all', so nothing learned to answer"
+    with pytest.raises(WorkFailed, match=re.escape(told)):
+        conclude(Run(lab.folder), lab.config, {})
 
 
 def test_a_loss_is_a_mean_over_the_answers_of_the_global_batch_whatever_its_parts(tmp_path: Path) -> None:

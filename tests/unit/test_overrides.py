@@ -70,6 +70,9 @@ def test_a_budget_without_a_step_for_the_language_model_is_refused() -> None:
     stages = '[{"name":"warm","share":9,"train":["tower"],"objective":"tower"},{"name":"answer","share":1}]'
     with pytest.raises(ConfigError, match=r"budget of 4 steps leaves none to 'answer'"):
         with_horizon(resolve("digits", [f"stages={stages}", "budget.steps=4"]))
+    stages = f'[{{"name":"read","share":0.1}},{stages[1:]}'
+    with pytest.raises(ConfigError, match=r"budget of 4 steps leaves none to 'read', 'answer'"):
+        with_horizon(resolve("digits", [f"stages={stages}", "budget.steps=4"]))
 
 
 def test_two_bounds_are_refused_by_name() -> None:

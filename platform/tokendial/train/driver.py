@@ -22,10 +22,9 @@ from tokendial.resolve import from_document
 from tokendial.results import ExampleAnswers, RunResult, write_result
 from tokendial.runs import Run
 from tokendial.schedule import TokenSchedule
-from tokendial.schedule.stats import expected_passes
 from tokendial.scores import Scores
 from tokendial.train.checkpoint import WEIGHTS, newest
-from tokendial.train.horizon import horizon, language_span, stage_plans
+from tokendial.train.horizon import horizon, stage_plans
 from tokendial.train.room import check_room, takes_gpus
 from tokendial.versions import versions
 
@@ -130,7 +129,7 @@ def with_horizon(config: RunConfig[Any]) -> RunConfig[Any]:
 
 def _refuse_untaught(config: RunConfig[Any], steps: int) -> None:
     plans = stage_plans(config, steps)
-    if not language_span(plans)[1]:
+    if not any(plan.stop > plan.start for plan in plans if plan.config.objective == "language"):
         stages = ", ".join(repr(plan.config.name) for plan in plans if plan.config.objective == "language")
         raise ConfigError(
             f"budget of {steps} steps leaves none to {stages}, so nothing would learn to answer; give more steps, or "
@@ -218,12 +217,14 @@ def _digests(config: RunConfig[Any]) -> Mapping[str, str]:
         raise ConfigError(f"the data of {config.workload!r} cannot be read: {error}") from error
 
 
-def trained_counts(config: RunConfig[Any]) -> tuple[int, ...]:
-    """Counts that the schedule gives an example at some step; a weight of zero throughout trains nothing."""
-    schedule = TokenSchedule(config.schedule)
-    _, length = language_span(stage_plans(config, config.budget.horizon or 1))
-    passes = expected_passes(schedule, max(1, length))
-    return tuple(count for count, share in zip(schedule.counts, passes, strict=True) if share)
+def _refuse_untrained(config: RunConfig[Any], ledger: Ledger) -> None:
+    """Seconds may be over before the first step that learns to answer, which no plan of a run foresees."""
+    if not ledger.trained_counts:
+        stages = ", ".join(repr(stage.name) for stage in config.stages if stage.objective == "language")
+        raise WorkFailed(
+            f"budget.seconds {config.budget.seconds:g} was used up in step {ledger.steps}, before any of {stages}, so "
+            "nothing learned to answer and there is no model; give more seconds, or other shares of stages"
+        )
 
 
 def conclude(
@@ -233,16 +234,17 @@ def conclude(
     from tokendial.train.conclude import draw_figures, example_table
 
     chosen = workload(config.workload)
-    scores = Scores.read(run.folder / "scores.json")
-    measured = scores.measured(trained_counts(config))
-    points = measured["curve"]
     ledger = Ledger.from_json(json.loads((run.folder / "ledger.json").read_text("utf-8")))
+    _refuse_untrained(config, ledger)
+    scores = Scores.read(run.folder / "scores.json")
+    measured = scores.measured(ledger.trained_counts)
+    points = measured["curve"]
     card = ModelCard(
         workload=config.workload,
         run=run.name,
         metric=chosen.metric,
         split=scores.split,
-        trained_counts=trained_counts(config),
+        trained_counts=ledger.trained_counts,
         evaluated_counts=config.evaluation.counts,
         projector=config.model.projector,
         schedule=config.schedule.model_dump(mode="json"),
@@ -270,7 +272,7 @@ def conclude(
         variant=runs.config_hash(config, without="seed"),
         parent=run.record.parent,
         lineage=runs.lineage(run.record.parent),
-        trained_counts=trained_counts(config),
+        trained_counts=ledger.trained_counts,
         seed=config.seed,
         steps=ledger.steps,
         flops=ledger.total.flops,

@@ -285,26 +285,36 @@ def _validate(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State) -> No
 
 
 def finish(job: Job, order: Order, seat: Seat, shelf: Shelf) -> None:
-    """Export the model, read it back as a user would, and score it at every count of the grid."""
-    config, folder = job.config, Path(order.folder)
+    """Export the model, read it back as a user would, and score it at every count of the grid; enter all in the ledger.
+
+    Where time was up before any step of language there is nothing to export, and the ledger says so.
+    """
+    folder = Path(order.folder)
     found = _agreed(ck.newest(shelf.root) if seat.rank == 0 else None, seat)
     assert found is not None, "training ended without a checkpoint"
     assert found.manifest.kind == "weights", "training ended without its weights"
+    ledger = _state(job, found).ledger
+    if ledger.trained_counts:
+        _export(job, seat, found.folder / ck.WEIGHTS, folder)
+    _enter(job, ledger, shelf)
+    if seat.rank == 0:
+        write_atomically(folder / "ledger.json", json.dumps(ledger.to_json()))
+    _barrier(seat)
+
+
+def _export(job: Job, seat: Seat, weights: Path, folder: Path) -> None:
+    """The model of a run and its scores."""
     if seat.rank == 0:
         seat.progress({"stage": "export"})
-        model = job.task.build_model(config)
-        model.load_state_dict(load_file(found.folder / ck.WEIGHTS))
-        job.task.export(model, config, str(folder / "model"))
+        model = job.task.build_model(job.config)
+        model.load_state_dict(load_file(weights))
+        job.task.export(model, job.config, str(folder / "model"))
     _barrier(seat)
     model = job.task.load(str(folder / "model")).to(job.device, job.dtype)
-    scores = score(job, seat, model, config.evaluation.split)
-    ledger = _state(job, found).ledger
-    _enter(job, ledger, shelf)
+    scores = score(job, seat, model, job.config.evaluation.split)
     if seat.rank == 0:
         assert scores is not None
         scores.write(folder / "scores.json")
-        write_atomically(folder / "ledger.json", json.dumps(ledger.to_json()))
-    _barrier(seat)
 
 
 def score(job: Job, seat: Seat, model: nn.Module, split: str) -> Scores | None:
