@@ -48,6 +48,11 @@ def test_variants_of_one_experiment_stay_apart():
     assert sorted(len(line.seeds) for line in series_of(runs)) == [2, 2]
 
 
+def test_seeds_that_drew_different_counts_are_one_line():
+    runs = [result(None, s).model_copy(update={"variant": "a", "trained_counts": (4, 16, 144)[s:]}) for s in (0, 1)]
+    assert [len(line.seeds) for line in series_of(runs)] == [2]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

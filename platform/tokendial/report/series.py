@@ -76,7 +76,8 @@ def _identity(result: RunResult, among: Sequence[RunResult]) -> tuple[object, ..
 
 
 def _configured(result: RunResult) -> tuple[object, ...]:
-    return result.experiment, result.schedule, result.trained_counts, result.variant
+    # Seeds of a short run may have drawn different counts.
+    return result.experiment, result.schedule, result.variant or result.trained_counts
 
 
 def apart(series: Sequence[Series]) -> list[str]:
