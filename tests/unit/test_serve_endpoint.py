@@ -1,19 +1,23 @@
 """What an endpoint process makes of what its replicas say."""
 
 import asyncio
+import pickle
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from endpoint_lab import ScriptedBackend, get, running
 from ray.serve._private.common import DeploymentID
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from tokendial.serve import endpoint
+from tokendial.serve.backend import Served
 from tokendial.serve.endpoint import ReplicaBackend
 from tokendial.serve.exposition import Exposition
 from tokendial.serve.ingress import Options, create_app
 from tokendial.serve.replica import Refusal
-from tokendial.serve.request import Busy, Sampling, ServeRequest
+from tokendial.serve.request import Busy, Deadline, Sampling, ServeRequest
 
 REQUEST = ServeRequest("id", (), (), (), Sampling(1))
 
@@ -44,6 +48,9 @@ class Said:
 
     async def __aiter__(self) -> Any:
         yield self._refusal
+
+    async def _fetch_future_result_async(self) -> None:
+        """Ray's, once a replica has taken the request."""
 
     def cancel(self) -> None:
         pass
@@ -128,3 +135,66 @@ def test_without_an_engine_the_endpoint_is_not_ready_and_its_page_says_no_replic
         status, text, _ = get(url, "/metrics")
     assert status == 200
     assert 'tokendial_serve_replicas{model="scripted"} 0.0' in text
+
+
+class Absent:
+    """A handle whose replicas are gone for a while, then none takes a request; it knows the deadlines it was given."""
+
+    def __init__(self, gone: int) -> None:
+        self._gone = gone
+        self.deadlines: list[float] = []
+        self.cancelled = 0
+        self.answer = self.stream = SimpleNamespace(remote=self._remote)
+
+    def options(self, **_: Any) -> "Absent":
+        return self
+
+    def _remote(self, request: ServeRequest) -> "Absent":
+        assert request.deadline is not None
+        self.deadlines.append(request.deadline.at)
+        return self
+
+    async def _fetch_future_result_async(self) -> None:
+        self._gone -= 1
+        if self._gone >= 0:
+            raise ReplicaUnavailableError("engine")
+        await asyncio.sleep(60)
+
+    def __aiter__(self) -> "Absent":
+        return self
+
+    async def __anext__(self) -> Any:
+        await self._fetch_future_result_async()
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_while_no_replica_takes_a_request_it_waits_from_its_arrival_no_longer_than_its_timeout(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "RETRY_S", 0.05)
+    absent = Absent(gone=2)
+
+    async def use() -> None:
+        backend = ReplicaBackend(Exposition(), 1)
+        backend._handle, backend._served = absent, Served("m", "1", "accuracy", 0, ())  # type: ignore[assignment]
+        request = replace(REQUEST, timeout_s=0.5)
+        await (anext(backend.stream(request)) if stream else backend.answer(request))  # type: ignore[call-overload]
+
+    began = time.monotonic()
+    with pytest.raises(Busy, match="not started in time") as late:
+        asyncio.run(asyncio.wait_for(use(), 20))
+    assert (late.value.cause, late.value.full) == ("expired", False)
+    assert 0.5 <= time.monotonic() - began < 5
+    assert len(absent.deadlines) == 3
+    assert len(set(absent.deadlines)) == 1
+    assert absent.cancelled
+
+
+def test_a_deadline_travels_as_what_is_left_when_it_is_sent() -> None:
+    deadline = Deadline(60.0)
+    deadline.at -= 20
+    arrived = pickle.loads(pickle.dumps(deadline))
+    assert arrived.left_s == pytest.approx(40, abs=1)

@@ -13,7 +13,7 @@ import torch
 from served_model import COUNTS, TEXTS, all_answers, answered, export_model, offline_answers, picture, question, run
 from tokendial.experiments import ConfigError
 from tokendial.serve.engine import Engine
-from tokendial.serve.request import Ask, BadRequest, Busy, Done, Sampling, ServeRequest, Turn
+from tokendial.serve.request import Ask, BadRequest, Busy, Deadline, Done, Sampling, ServeRequest, Turn
 from tokendial.serve.settings import EngineSettings
 from tokendial_workloads.images import decode_image
 from tokendial_workloads.vlm.export import load, load_processor
@@ -159,8 +159,11 @@ def test_work_not_started_in_time_is_dropped(folder: Path) -> None:
         with pytest.raises(Busy, match="not started in time") as late:
             await answered(engine, question(TEXTS[1], timeout_s=0.02))
         assert (late.value.full, late.value.cause) == (False, "expired")
+        with pytest.raises(Busy, match="not started in time"):
+            # Most of its minute is over already.
+            await answered(engine, question(TEXTS[1], timeout_s=60, deadline=Deadline(0.02)))
         first.cancel()
-        assert engine.load_state().counters.expired == 1
+        assert engine.load_state().counters.expired == 2
 
     run(folder, use, slots=1)
 

@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from tokendial.serve.ingress import Options, Trace, create_app
 from tokendial.serve.keys import KeyStore
 from tokendial.serve.proxy import HOLD_S
 from tokendial.serve.replica import Refusal
-from tokendial.serve.request import BadRequest, Busy, Chunk, Done, ServeRequest
+from tokendial.serve.request import BadRequest, Busy, Chunk, Deadline, Done, ServeRequest
 
 TRIES = 5
 RETRY_S = 0.2
@@ -67,16 +68,20 @@ class ReplicaBackend:
         return self._served
 
     async def answer(self, request: ServeRequest) -> Whole:
+        request = _arrived(request)
         for attempt in itertools.count(1):
             response = self._engine().answer.remote(request)
             try:
+                async with _by(request.deadline):
+                    # Private to Ray, and all that tells when a replica has taken a request.
+                    await response._fetch_future_result_async()
                 outcome = await response
             except GONE as error:
                 await self._again(attempt, error)
                 continue
             except (BackPressureError, DeploymentUnavailableError) as error:
                 raise Busy("no engine has room", 1.0, full=True) from error
-            except asyncio.CancelledError:
+            except (asyncio.CancelledError, Busy):
                 response.cancel()
                 raise
             if isinstance(outcome, Refusal):
@@ -85,16 +90,21 @@ class ReplicaBackend:
         raise AssertionError
 
     async def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done]:
+        request = _arrived(request)
         for attempt in itertools.count(1):
             begun = False
             response = self._engine().options(stream=True).stream.remote(request)
             pieces = cast("DeploymentResponseGenerator[Any]", response)
             try:
-                async for item in pieces:
+                items = aiter(pieces)
+                async with _by(request.deadline):
+                    item = await anext(items, None)
+                while item is not None:
                     if isinstance(item, Refusal):
                         raise self._error(item)
                     begun = True
                     yield item
+                    item = await anext(items, None)
                 return
             except GONE as error:
                 if begun:
@@ -149,6 +159,24 @@ class ReplicaBackend:
             raise ConnectionError("no engine replica stayed alive") from error
         self._series.retried(self.served().name)
         await asyncio.sleep(RETRY_S * attempt)
+
+
+def _arrived(request: ServeRequest) -> ServeRequest:
+    """The request with the time that it must have started by, however often and to whom it is sent."""
+    return request if request.timeout_s is None else replace(request, deadline=Deadline(request.timeout_s))
+
+
+@asynccontextmanager
+async def _by(deadline: Deadline | None) -> AsyncIterator[None]:
+    """Busy where what is waited for has not come by then."""
+    limit = asyncio.timeout(None if deadline is None else deadline.left_s)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise Busy("the request was not started in time", 1.0, cause="expired") from None
 
 
 class EndpointReplica:

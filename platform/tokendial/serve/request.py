@@ -1,5 +1,6 @@
 """What the endpoint's surface hands to an engine and what comes back: plain frozen data, no wire format, no tensors."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -7,6 +8,20 @@ from typing import Literal
 Reason = Literal["asked", "largest", "smallest", "target", "bent", "shadow"]
 FinishReason = Literal["stop", "length"]
 BusyCause = Literal["busy", "target", "expired"]
+
+
+class Deadline:
+    """A time of this process's own clock, `at`; on the way to another process it is what is left when it is sent."""
+
+    def __init__(self, left_s: float) -> None:
+        self.at = time.monotonic() + left_s
+
+    @property
+    def left_s(self) -> float:
+        return self.at - time.monotonic()
+
+    def __reduce__(self) -> tuple[type["Deadline"], tuple[float]]:
+        return Deadline, (self.left_s,)
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,7 @@ class ServeRequest:
         min_quality: floor of the expected quality in [0, 1].
         latency_ms: target of the whole answer, from admission to its last token.
         timeout_s: the request is dropped if it has not started by then.
+        deadline: when `timeout_s` is over, where it runs already; else it runs from admission.
         priority: larger is served first among requests of the same age.
     """
 
@@ -58,6 +74,7 @@ class ServeRequest:
     min_quality: float | None = None
     latency_ms: float | None = None
     timeout_s: float | None = None
+    deadline: Deadline | None = None
     priority: int = 0
 
 
