@@ -13,6 +13,7 @@ from tokendial.search.desk import Desk
 from tokendial.search.drive import plan_search
 from tokendial.search.trials import Outcome
 from tokendial.tracking import unsettled
+from tokendial.tracking.logs import fetch_logs
 from tokendial.tracking.opening import open_run
 from tokendial.tracking.searches import SearchRecord
 from tracking_samples import free_port, fresh_store
@@ -37,6 +38,8 @@ def test_what_a_server_missed_of_a_search_it_is_told_later(home: Path, tmp_path:
     assert order is not None
     desk.tell(order.number, Outcome("FAILED", cause="on fire"))
     record.told(order.number, Outcome("FAILED", cause="on fire"))
+    (folder / "logs").mkdir()
+    (folder / "logs" / "driver.log").write_text("trials 1/2\n")
     record.close("FAILED", "on fire")
     assert unsettled(folder / "tracking")
 
@@ -50,6 +53,7 @@ def test_what_a_server_missed_of_a_search_it_is_told_later(home: Path, tmp_path:
     assert (parent.info.status, parent.data.tags["error"]) == ("FAILED", "on fire")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.info.status, child.data.tags["search.cause"]) == ("FAILED", "on fire")
+    assert fetch_logs(uri, "it") == {"driver": "trials 1/2\n"}
 
 
 def test_no_secret_of_an_address_is_recorded(home: Path) -> None:

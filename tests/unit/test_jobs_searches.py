@@ -106,11 +106,14 @@ def test_a_search_that_nobody_began_stands_at_nothing(search: Path) -> None:
         api.logs("found")
 
 
-def test_logs_of_a_search_are_those_of_its_trials_drivers(search: Path) -> None:
+def test_logs_of_a_search_are_those_of_its_own_and_its_trials_drivers(search: Path) -> None:
     tower = search.parent / "found.tower-1a2b3c4d" / "logs"
     tower.mkdir(parents=True)
     (tower / "driver.log").write_text("driver of the tower\n")
+    (search / "logs").mkdir()
+    (search / "logs" / "driver.log").write_text("driver of all\n")
     assert api.logs("found") == {
+        "found": "driver of all\n",
         "found.tower-1a2b3c4d": "driver of the tower\n",
         "found.000": "driver of 0\n",
         "found.001": "failed: ValueError: on fire\n",
@@ -118,11 +121,14 @@ def test_logs_of_a_search_are_those_of_its_trials_drivers(search: Path) -> None:
     }
     shown = said("logs", "found")
     assert shown.exit_code == 0
-    assert shown.stdout.startswith("==> found.tower-1a2b3c4d <==\ndriver of the tower\n\n==> found.000 <==\n")
+    assert shown.stdout.startswith(
+        "==> found <==\ndriver of all\n\n==> found.tower-1a2b3c4d <==\ndriver of the tower\n\n==> found.000 <==\n"
+    )
     assert said("logs", "found.002", "--rank", "0").stdout == "rank of 2\n"
     ranks = said("logs", "found", "--rank", "0")
     assert ranks.exit_code == 2
     assert ranks.stderr == (
-        "tokendial: run 'found' has no log 'rank-0'; it has found.tower-1a2b3c4d, found.000, found.001, found.002\n"
+        "tokendial: run 'found' has no log 'rank-0'; it has found, found.tower-1a2b3c4d, found.000, found.001, "
+        "found.002\n"
     )
     assert said("logs", "found", "--follow").stderr.startswith("tokendial: run 'found' has no job to follow")

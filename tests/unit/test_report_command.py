@@ -6,6 +6,7 @@ import pytest
 import report_samples as samples
 from tokendial import runs
 from tokendial.cli import app
+from tokendial.commands.search import print_search
 from tokendial.curve import autc
 from tokendial.identity import Identity
 from tokendial.resolve import resolve
@@ -96,6 +97,16 @@ def searched(home: Path, best: int | None, cause: str = "on fire", label: str = 
     (folder / "plan.json").touch()
     (folder / "result.json").write_text(result.model_dump_json())
     return result
+
+
+def test_what_comes_next_can_be_typed_where_the_models_of_a_search_are(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = searched(home, best=0)
+    print_search(found, json_=False)
+    assert "next: tokendial promote found --dry-run\n" in capsys.readouterr().out
+    print_search(found, json_=False, on="http://head:8265")
+    assert "next: tokendial serve --model found.000 --on http://head:8265\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokendial import api
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from tokendial.search.desk import Desk, TrialOrder, check_candidates
@@ -247,6 +248,9 @@ def test_a_search_that_ends_before_it_has_a_cluster_says_why(
         search(plan("random", trials=2, name="it"))
     assert found.value is error
     assert State.read(home / "it").status == status
+    said = api.logs("it")["it"].splitlines()
+    assert said[0].endswith("preparing")
+    assert said[-1].endswith(f"{type(error).__name__}: {error}")
 
 
 def test_plans_are_read_back_and_wall_time_needs_room_to_start(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def logs(
     on: On = None,
     json_: Json = False,
 ) -> None:
-    """Print what a run's driver, one of its workers, or every trial of a search said.
+    """Print what a run's driver, one of its workers, or a search's driver and every trial of it said.
 
     Also after the cluster is gone, from the MLflow run.
     """

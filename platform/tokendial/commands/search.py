@@ -100,11 +100,11 @@ def search(
 def _search_on(on: str, order: Order, json_: bool) -> None:
     from tokendial.search.found import SearchResult
 
-    send_to(on, order, json_, lambda document: print_search(SearchResult.model_validate(document), json_=False))
+    send_to(on, order, json_, lambda document: print_search(SearchResult.model_validate(document), json_=False, on=on))
 
 
-def print_search(result: SearchResult, json_: bool) -> None:
-    """A search as tables, or as the one JSON line."""
+def print_search(result: SearchResult, json_: bool, on: str | None = None) -> None:
+    """A search as tables, or as the one JSON line; `on` is the cluster that has its runs, if this machine has not."""
     if json_:
         print(result.model_dump_json())
         return
@@ -135,7 +135,9 @@ def print_search(result: SearchResult, json_: bool) -> None:
         console.print(f"best: trial {best.number}, run {best.run}", highlight=False, soft_wrap=True)
         if result.report:
             console.print(f"report: {relative(result.report)}", highlight=False, soft_wrap=True)
-        console.print(f"next: tokendial promote {result.name} --dry-run", highlight=False, soft_wrap=True)
+        # What promotes a model reads its run's folder, so that is done where the folder is.
+        what = f"promote {result.name} --dry-run" if on is None else f"serve --model {best.run} --on {on}"
+        console.print(f"next: tokendial {what}", highlight=False, soft_wrap=True)
 
 
 def _groups(result: SearchResult) -> Table:

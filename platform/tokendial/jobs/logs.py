@@ -18,7 +18,7 @@ def read_logs(run: str, cluster: Cluster | None = None) -> Mapping[str, str]:
     """Logs by name (`driver`, `rank-0`, …); raises ConfigError where there are none.
 
     Asked in this order: the run's folder here, its job on the cluster, the artifacts of its MLflow run. A search here
-    has the logs of its towers' and trials' drivers, by their runs.
+    has its own driver's log and those of its towers' and trials' drivers, by their runs.
     """
     place = sent_to(run)
     asked: list[str] = []
@@ -60,11 +60,11 @@ def _of_processes(run: runs.Run) -> dict[str, str]:
 
 
 def _of_trials(search: runs.Run) -> dict[str, str]:
-    """The drivers' logs of a search's towers and trials; of a trial that failed before it had one, the cause."""
+    """The logs of a search's driver and of its towers' and trials'; of a trial that failed before it had one, why."""
     towers = [path.name for path in sorted(runs.home().glob(f"{search.name}.tower-*"))]
     trials = {trial.run: trial for trial in Book(search.folder / "trials.jsonl").trials.values()}
     found: dict[str, str] = {}
-    for name in (*towers, *trials):
+    for name in (search.name, *towers, *trials):
         path = runs.home() / name / "logs" / "driver.log"
         outcome = trials[name].outcome if name in trials else None
         if path.exists():

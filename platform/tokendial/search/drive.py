@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokendial import environment, identity, runs
 from tokendial.contracts import RunConfig
+from tokendial.driver_log import driver_log
 from tokendial.experiments import ConfigError
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.resolve import resolve
@@ -141,10 +142,21 @@ def search(plan: SearchPlan, progress: Progress = lambda latest: None) -> Search
         runs.write_atomically(folder / "plan.json", plan.model_dump_json(indent=2))
         desk = Desk(plan, folder)
         if not desk.finished or not (folder / "result.json").exists():
-            return _worked(plan, desk, folder, progress)
+            with driver_log(folder / "logs", lambda latest: None) as log:
+                return _worked(plan, desk, folder, _logged(progress, log))
         if unsettled(folder / "tracking"):
             _record(plan, desk, folder).settle()
         return _with_best(SearchResult.read(folder))
+
+
+def _logged(progress: Progress, log: Progress) -> Progress:
+    """Progress that is logged too, without where each trial is, which their own logs say."""
+
+    def show(latest: Mapping[str, Any]) -> None:
+        progress(latest)
+        log({**latest, "stage": str(latest["stage"]).partition(":")[0]})
+
+    return show
 
 
 def _record(plan: SearchPlan, desk: Desk, folder: Path) -> SearchRecord:

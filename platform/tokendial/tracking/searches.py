@@ -15,6 +15,7 @@ from tokendial import metrics
 from tokendial.runs import write_atomically
 from tokendial.search.plan import SearchPlan
 from tokendial.search.trials import Book, Outcome, Trial
+from tokendial.tracking.logs import log_logs
 from tokendial.tracking.opening import FOLDER, ensure_open, flatten, read_document
 from tokendial.tracking.server import AWAY, connect, logger, patient, probe, reason
 from tokendial.tracking.uri import redact
@@ -59,7 +60,10 @@ class SearchRecord:
         self._reach(lambda client: self._told(client, number, outcome))
 
     def close(self, status: str, failure: str | None) -> None:
-        """Link every trial, log figures and result, and give the parent its terminal status, if it was ever opened."""
+        """Link every trial, log figures, result and the driver's log, and give the parent its terminal status.
+
+        A parent that was never opened has nothing to close.
+        """
         if not (self._folder / FOLDER / "opening.json").exists():
             return
         document = {"status": status, "failure": failure}
@@ -114,6 +118,7 @@ class SearchRecord:
             for name in ("result.json", "report.html", "trials.jsonl"):
                 if (self._folder / name).exists():
                     client.log_artifact(self._run_id, str(self._folder / name))
+            log_logs(client, self._run_id, self._folder / "logs")
             for path in sorted((self._folder / "figures").glob("*.png")):
                 client.log_artifact(self._run_id, str(path), "figures")
         if failure:
