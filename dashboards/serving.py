@@ -165,7 +165,7 @@ ROWS = (
             ),
             Panel(
                 "Visual tokens wanted in flight",
-                "At full quality: what replicas are added for.",
+                "At full quality: replicas are added for the larger of this and the next.",
                 "short",
                 (
                     (
@@ -173,6 +173,12 @@ ROWS = (
                         "{{model}} {{replica}}",
                     ),
                 ),
+            ),
+            Panel(
+                "Share of each replica's time wanted by arrivals",
+                "At full quality, requests that were bent or refused included.",
+                "percentunit",
+                ((f"max by (model, replica) (tokendial_serve_demand_ratio{MODEL})", "{{model}} {{replica}}"),),
             ),
             Panel(
                 "Each replica's own ladder",

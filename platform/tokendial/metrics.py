@@ -139,6 +139,12 @@ SERVE: tuple[Series, ...] = (
         ("model", "replica"),
     ),
     Series(
+        "tokendial_serve_demand_ratio",
+        "gauge",
+        "Share of a replica's time that the arrivals of the last second want at full quality.",
+        ("model", "replica"),
+    ),
+    Series(
         "tokendial_serve_governor_level_steps",
         "gauge",
         "Rungs the governor is below the largest.",

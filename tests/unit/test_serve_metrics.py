@@ -67,12 +67,14 @@ def test_each_governors_decisions_are_gauges(url: str) -> None:
     assert f"tokendial_serve_governor_level_steps{{{place}}} 1.0" in text
     assert f"tokendial_serve_governor_cap_tokens{{{place}}} 16.0" in text
     assert f"tokendial_serve_governor_lift_ratio{{{place}}} 0.25" in text
+    assert f"tokendial_serve_demand_ratio{{{place}}} 0.5" in text
     assert f'tokendial_serve_governor_barred_tokens{{count="4",{place}}} 4.0' in text
 
 
 def test_who_is_not_capped_is_held_to_the_largest_count_and_what_is_barred_no_longer_goes() -> None:
     exposition, served = Exposition(), ScriptedBackend().served()
-    load = {"queued": 0, "running": 0, "wanted_tokens": 0, "agreement": {}, "latency_ms": {}, "start_s": {}}
+    load = {"queued": 0, "running": 0, "wanted_tokens": 0, "demand_share": 0.0}
+    load |= {"agreement": {}, "latency_ms": {}, "start_s": {}}
 
     def text(level: int, cap: int | None, barred: tuple[int, ...], of: Served = served) -> str:
         decided = {"level": level, "cap": cap, "lift": 0.0, "barred": barred}

@@ -69,7 +69,8 @@ class Exposition:
 
     def text(self, served: Served, replicas: Mapping[str, Mapping[str, Any]]) -> bytes:
         """Everything, in Prometheus' text format."""
-        self._clear("model_info", "replicas", "queued_requests", "running_requests", "inflight_wanted_tokens")
+        self._clear("model_info", "replicas", "queued_requests", "running_requests")
+        self._clear("inflight_wanted_tokens", "demand_ratio")
         self._clear("governor_level_steps", "governor_cap_tokens", "governor_lift_ratio", "governor_barred_tokens")
         self._clear("agreement_ratio", "measured_latency_seconds", "start_seconds")
         self._series["model_info"].labels(served.name, served.version).set(1)
@@ -87,6 +88,7 @@ class Exposition:
             "queued_requests": load["queued"],
             "running_requests": load["running"],
             "inflight_wanted_tokens": load["wanted_tokens"],
+            "demand_ratio": load["demand_share"],
             "governor_level_steps": load["level"],
             "governor_cap_tokens": load["cap"] or served.counts[-1],
             "governor_lift_ratio": load["lift"],
