@@ -213,19 +213,21 @@ class Endpoint:
         return serve_request(asked, uuid.uuid4().hex, files, counts, terms, self._options.limits)
 
     async def _fetched(self, urls: Sequence[tuple[str, str]], hold: Callable[[int], None]) -> dict[str, bytes]:
-        """Images by URL; all of a request's have one allowance of bytes, held from the start, and one of seconds."""
+        """Images by URL; all of a request's have one allowance of bytes, held while they come, and one of seconds."""
         hosts, room = self._options.image_hosts, self._options.max_image_bytes
-        if urls and hosts:
-            try:
-                hold(room)
-            except Refused as error:
-                raise Busy(str(error), retry_after_s=1.0) from None
-        ends_s = time.monotonic() + TIMEOUT_S
         files: dict[str, bytes] = {}
+        if not urls:
+            return files
+        try:
+            hold(room)
+        except Refused as error:
+            raise Busy(str(error), retry_after_s=1.0) from None
+        ends_s = time.monotonic() + TIMEOUT_S
         for where, url in urls:
             left_s = max(0.0, ends_s - time.monotonic())
             files[where] = await fetch(where, url, hosts, room, timeout_s=left_s)
             room -= len(files[where])
+        hold(-room)
         return files
 
     async def _streamed(

@@ -50,7 +50,7 @@ class Refused(Exception):
 
 class Gate:
     """The ASGI application behind the limits. `scope["state"]` has the caller's `key`, None where none is needed, and
-    `hold`, which counts further bytes as held until the request ends, or raises Refused.
+    `hold`, which counts further bytes as held until the request ends, or raises Refused; fewer than 0 are let go.
 
     Args:
         keys: the store; without one everybody may ask.
@@ -84,8 +84,9 @@ class Gate:
         try:
             state = scope.setdefault("state", {})
             state["key"], state["hold"] = self._admit(scope), hold
-            hold(self._announced(scope))
+            hold(announced := self._announced(scope))
             body = await self._body(scope, receive)
+            hold(len(body) - announced)
         except Refused as error:
             self._refused(error.cause, error.status)
             return await _answer(error, send)

@@ -61,7 +61,7 @@ class ServeSettings(BaseModel):
     max_body_mib: Positive = Field(default=32, description="largest body, MiB")
     max_body_s: Seconds = Field(default=10.0, description="seconds a body may take to arrive")
     max_requests: Positive = Field(default=1024, description="requests in work in one endpoint process")
-    max_held_mib: Positive = Field(default=512, description="bodies of the requests in work in one process, MiB")
+    max_held_mib: Positive = Field(default=512, description="bodies and fetched images of the requests in work, MiB")
     may_bend: bool = Field(default=False, description="whether requests without a key, and without a word, may be bent")
     image_hosts: tuple[str, ...] = Field(
         default=(), description="hosts that images may be fetched from, https only, separated by commas"
