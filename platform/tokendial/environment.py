@@ -35,8 +35,13 @@ EVERYWHERE: Mapping[str, str] = {
 }
 
 
-def apply() -> None:
-    """Set this process's defaults; training workers call it too, because GPUs and folders differ between machines."""
+def apply(use_gpu: bool = True) -> None:
+    """Set this process's defaults; training workers call it too, because GPUs and folders differ between machines.
+
+    Without `use_gpu` the process sees no GPU: Ray hides none from a worker that asked for none, and DeepSpeed takes it.
+    """
+    if not use_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for name, value in EVERYWHERE.items():
         os.environ.setdefault(name, value)
     if not has_gpu():

@@ -8,12 +8,14 @@ from importlib.util import find_spec
 from math import ceil
 from typing import Any
 
+from tokendial import machine
 from tokendial.contracts import Cost, RunConfig
 from tokendial.experiments import ConfigError, workload
 from tokendial.schedule import TokenSchedule
 from tokendial.sizing import state_bytes
 from tokendial.train.driver import with_horizon
 from tokendial.train.horizon import StagePlan, cut, language_span, run_cost, stage_plans
+from tokendial.train.room import Room, takes_gpus
 
 SECONDS_COVER = "one worker's data, passes and share of the scoring on this machine; not Ray's start, nor communication"
 
@@ -55,12 +57,8 @@ def _drawn(config: RunConfig[Any], plans: tuple[StagePlan, ...], steps: int) -> 
 
 
 def _on_gpu(config: RunConfig[Any]) -> bool:
-    """Whether a worker of the run trains on a GPU: as it asks, or where this machine has one."""
-    if config.device != "auto" or find_spec("torch") is None:
-        return config.device == "gpu"
-    import torch
-
-    return torch.cuda.is_available()
+    """Whether a worker of the run trains on a GPU, by what this machine has."""
+    return takes_gpus(config, Room(machine.cpus(), machine.gpus()))
 
 
 def _bf16(config: RunConfig[Any]) -> bool:

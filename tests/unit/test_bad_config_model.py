@@ -169,6 +169,8 @@ def test_the_keys_of_rotary_positions_are_those_that_transformers_needs(kind: st
     assert set(NEEDED) == {"default", *ROPE_INIT_FUNCTIONS} - {"proportional"}
     rope = {"rope_type": kind, **{key: ROPE_VALUES[key] for key in NEEDED[kind]}}
     check_rope("language", rope, head_width=8, over_source=False)
+    published = {**{key: value for key, value in rope.items() if key != "rope_type"}, "type": kind}
+    check_rope("language", published, head_width=8, over_source=False)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **TINY, rope_parameters=dict(rope)))
     assert model(torch.arange(6)[None]).logits.isfinite().all()
     for key in NEEDED[kind]:

@@ -140,6 +140,13 @@ def test_a_port_open_on_every_interface_is_seen() -> None:
         assert private.getsockname()[1] not in ports
 
 
+def test_a_process_that_was_given_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    environment.apply(use_gpu=False)
+    assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["DS_ACCELERATOR"]) == ("", "cpu")
+
+
 def test_the_environment_keeps_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_PROGRESS_BARS"):

@@ -67,6 +67,12 @@ def test_a_run_on_gpus_is_neither_timed_nor_sized_as_one_without(monkeypatch: py
     assert found["state_bytes_per_worker"] < here["state_bytes_per_worker"]
 
 
+def test_a_forecast_is_for_the_device_that_the_run_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokendial.machine.gpus", lambda: 1)
+    config = resolve("digits.tiny", (*SHORT, "workers=2"), machine_cpus=None)
+    assert forecast(config)["seconds_training"] > 0, "one GPU is not enough for two workers, which train on CPUs"
+
+
 def test_a_frozen_model_is_timed_where_its_weights_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     align = 'stages=[{"name": "align", "share": 1, "train": ["projector"]}]'
     parts = forecast(resolve("digits.tiny", SHORT))["parameters"]

@@ -36,6 +36,12 @@ def test_runs_that_differ_in_their_seed_are_one_line():
     assert half[0] < half[1]
 
 
+def test_a_run_that_trained_at_one_of_its_counts_is_no_twin():
+    whole, short = (result(None, seed).model_copy(update={"variant": "1a2b"}) for seed in (0, 1))
+    series = series_of([short.model_copy(update={"trained_counts": (144,)}), whole])
+    assert [(line.label, line.twin, line.trained) for line in series] == [("tokenflex", False, (4, 16, 144))]
+
+
 def test_two_runs_of_one_seed_are_not_taken_for_seeds():
     other = result(None, 0).model_copy(update={"name": "me.digits.other"})
     series = series_of([result(None, 0), other])

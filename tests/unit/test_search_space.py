@@ -95,6 +95,7 @@ def test_a_space_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
         ({"budget.flops": LogUniform(1e9, 1e10)}, "is the same for every trial"),
         ({"evaluation": Choice(({"counts": [4]}, {"counts": [16]}))}, "space: evaluation is the same for every trial"),
         ({"workers": Choice((1, 2))}, "space: workers is the same for every trial"),
+        ({"device": Choice(("cpu", "gpu"))}, "space: device is the same for every trial"),
         (
             {"schedule.weights": Simplex(3), "schedule.phases": Phases(3)},
             "weights has no effect beside schedule.phases",
@@ -107,8 +108,8 @@ def test_a_space_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
         ({"schedule.counts": Integers(1, 4)}, r"schedule\.counts may be Integers\(low=1, high=4\)"),
     ],
     ids=[
-        "unknown", "no domain", "grid", "budget", "section", "workers", "laws", "no text", "no JSON", "twice", "count",
-        "half a count", "no counts",
+        "unknown", "no domain", "grid", "budget", "section", "workers", "device", "laws", "no text", "no JSON", "twice",
+        "count", "half a count", "no counts",
     ],
 )  # fmt: skip
 def test_a_space_that_cannot_be_searched_is_refused(space: dict, message: str) -> None:

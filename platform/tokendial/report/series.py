@@ -120,14 +120,15 @@ def _label(result: RunResult) -> str:
 
 
 def _is_twin(result: RunResult) -> bool:
-    return len(result.trained_counts) == 1 and len(result.curve) > 1
+    return result.schedule == "fixed" and len(result.trained_counts) == 1 and len(result.curve) > 1
 
 
 def _pooled(label: str, group: list[RunResult]) -> Series:
     """Means over seeds; half-widths of independent seeds add in quadrature, as resampling (seed, item) pairs does."""
     points = {count: _pool([result.curve[count] for result in group]) for count in sorted(group[0].curve)}
     seeds = tuple({count: point.quality for count, point in result.curve.items()} for result in group)
-    return Series(label, points, group[0].trained_counts, _is_twin(group[0]), seeds, tuple(group))
+    trained = tuple(sorted({count for result in group for count in result.trained_counts}))
+    return Series(label, points, trained, _is_twin(group[0]), seeds, tuple(group))
 
 
 def _pool(points: list[CurvePoint]) -> CurvePoint:

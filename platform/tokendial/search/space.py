@@ -34,7 +34,7 @@ Space = Mapping[str, Domain]
 KINDS = (Choice, CountPower, Distillation, Integers, LogUniform, Phases, Simplex, Uniform)
 COUNTS = "schedule.counts"
 # What trials are compared on, and what they take of the machine.
-SHARED = ("experiment", "workload", "workers", "budget", "evaluation", "tracking")
+SHARED = ("experiment", "workload", "workers", "device", "budget", "evaluation", "tracking")
 
 # The first holds throughout a run, the second takes its place.
 LAWS = {"schedule.weights", "schedule.phases"}

@@ -27,9 +27,10 @@ def measured_speed(config: RunConfig[Any]) -> float:
     """FLOPs a second of one trial, probed where its first worker would be; raises ConfigError or WorkFailed."""
     ray_trainer.connect()
     use_gpu = room.takes_gpus(config, ray_trainer.cluster_room())
+    config = config.model_copy(update={"device": "gpu" if use_gpu else "cpu"})
     probe = ray.remote(num_cpus=1, num_gpus=int(use_gpu), max_calls=1, max_retries=0)(_probe)
     try:
-        return ray.get(probe.remote(config.model_dump(mode="json"), sys.path))
+        return ray.get(probe.remote(config.model_dump(mode="json"), use_gpu, sys.path))
     except RayError as error:
         cause = getattr(error, "cause", None)
         if cause is not None:
@@ -37,10 +38,10 @@ def measured_speed(config: RunConfig[Any]) -> float:
         raise WorkFailed(f"the probe of a trial's speed was lost: {str(error).splitlines()[0][:500]}") from error
 
 
-def _probe(document: dict[str, Any], path: list[str]) -> float:
+def _probe(document: dict[str, Any], use_gpu: bool, path: list[str]) -> float:
     """The probe's process, which finds a user's own modules where the driver did."""
     sys.path += [folder for folder in path if folder not in sys.path]
-    environment.apply()
+    environment.apply(use_gpu)
     import torch
 
     torch.set_num_threads(max(1, int(os.environ["OMP_NUM_THREADS"])))

@@ -100,7 +100,9 @@ def train(
     folder = Path(order.folder)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"order": asdict(order), "board": board, "tracking": dict(tracking), "path": sys.path},
+        train_loop_config={
+            "order": asdict(order), "use_gpu": use_gpu, "board": board, "tracking": dict(tracking), "path": sys.path,
+        },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
         run_config=RayRunConfig(
@@ -197,7 +199,7 @@ def _watch(board: Any, progress: Progress, done: threading.Event) -> None:
 
 def _worker(payload: dict[str, Any]) -> None:
     """Entry of one training worker; it finds a user's own modules where the driver did."""
-    environment.apply()
+    environment.apply(payload["use_gpu"])
     sys.path += [folder for folder in payload["path"] if folder not in sys.path]
     import torch
     from tokendial.gauges import TrainingGauges

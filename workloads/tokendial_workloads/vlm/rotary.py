@@ -35,7 +35,8 @@ def check_rope(section: str, value: Mapping[str, Any], head_width: int, over_sou
 
     Over a source they take the place of all that it has, its `rope_theta` too.
     """
-    field, kind = f"{section}.rope_parameters", value.get("rope_type", "default")
+    # `type` is the name that published configurations use, and transformers takes.
+    field, kind = f"{section}.rope_parameters", value.get("rope_type", value.get("type", "default"))
     if not isinstance(kind, str) or kind not in NEEDED:
         raise ValueError(f"{field}.rope_type {kind!r} is unknown; choose one of {', '.join(NEEDED)}")
     theta: Mapping[str, Rule] = {"rope_theta": BASE if kind == "yarn" else POSITIVE}
@@ -45,7 +46,7 @@ def check_rope(section: str, value: Mapping[str, Any], head_width: int, over_sou
         if key not in value:
             raise ValueError(f"{field} lacks {key} ({meaning}), which rope_type {kind!r} needs")
     for key, given in value.items():
-        if key == "rope_type":
+        if key in ("rope_type", "type"):
             continue
         if key not in known:
             raise ValueError(f"{field}.{key} is no key of rope_type {kind!r}, which has {', '.join(known)}")
