@@ -251,6 +251,24 @@ def test_a_version_that_hangs_in_its_start_never_serves(
     assert asked(url, picture(), "digits@4")["usage"]["visual_tokens"] == 4
 
 
+@pytest.mark.slow
+def test_an_answer_that_has_started_may_take_longer_than_the_time_to_start(
+    endpoint: tuple[Keeper, str, list[str]], folder: Path
+) -> None:
+    opened: Any = endpoint[0]
+    settings = opened._endpoint.settings
+    opened._endpoint.settings = settings.model_copy(update={"timeout_s": 0.5})
+    opened.change(source_of(folder), "alice", "in a hurry to start")
+    try:
+        began = time.monotonic()
+        status, answer = posted(endpoint[1], body(picture(), "digits@4", max_tokens=1000))
+        assert status == 200, answer
+        assert time.monotonic() - began > 0.6
+    finally:
+        opened._endpoint.settings = settings
+        opened.change(source_of(folder), "alice", "in no hurry")
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
 @pytest.mark.slow
 def test_rays_proxy_hangs_up_on_a_head_that_does_not_come(url: str) -> None:

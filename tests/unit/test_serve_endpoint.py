@@ -4,7 +4,6 @@ import asyncio
 import pickle
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,24 +26,19 @@ class Replicas:
 
     def __init__(self, *refusals: Refusal) -> None:
         self._refusals = iter(refusals)
-        self.answer = self.stream = SimpleNamespace(remote=self._remote)
 
     def options(self, **_: Any) -> "Replicas":
         return self
 
-    def _remote(self, _request: ServeRequest) -> "Said":
+    def remote(self, _request: ServeRequest) -> "Said":
         return Said(next(self._refusals))
 
 
 class Said:
-    """One reply, whole or as the only piece of a stream."""
+    """One reply, the only item."""
 
     def __init__(self, refusal: Refusal) -> None:
         self._refusal = refusal
-
-    def __await__(self) -> Any:
-        yield from asyncio.sleep(0).__await__()
-        return self._refusal
 
     async def __aiter__(self) -> Any:
         yield self._refusal
@@ -144,12 +138,11 @@ class Absent:
         self._gone = gone
         self.deadlines: list[float] = []
         self.cancelled = 0
-        self.answer = self.stream = SimpleNamespace(remote=self._remote)
 
     def options(self, **_: Any) -> "Absent":
         return self
 
-    def _remote(self, request: ServeRequest) -> "Absent":
+    def remote(self, request: ServeRequest) -> "Absent":
         assert request.deadline is not None
         self.deadlines.append(request.deadline.at)
         return self
@@ -159,12 +152,6 @@ class Absent:
         if self._gone >= 0:
             raise ReplicaUnavailableError("engine")
         await asyncio.sleep(60)
-
-    def __aiter__(self) -> "Absent":
-        return self
-
-    async def __anext__(self) -> Any:
-        await self._fetch_future_result_async()
 
     def cancel(self) -> None:
         self.cancelled += 1
@@ -191,6 +178,37 @@ def test_while_no_replica_takes_a_request_it_waits_from_its_arrival_no_longer_th
     assert len(absent.deadlines) == 3
     assert len(set(absent.deadlines)) == 1
     assert absent.cancelled
+
+
+class Slow:
+    """A handle whose replica takes a request at once, and begins to say something long after its deadline."""
+
+    def options(self, **_: Any) -> "Slow":
+        return self
+
+    def remote(self, _request: ServeRequest) -> "Slow":
+        return self
+
+    async def _fetch_future_result_async(self) -> None:
+        pass
+
+    async def __aiter__(self) -> Any:
+        await asyncio.sleep(0.3)
+        yield "yes"
+
+    def cancel(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_replica_has_taken_may_take_longer_than_the_time_to_start(stream: bool) -> None:
+    async def use() -> Any:
+        backend = ReplicaBackend(Exposition(), 1)
+        backend._handle = Slow()  # type: ignore[assignment]
+        request = replace(REQUEST, timeout_s=0.05)
+        return await (anext(backend.stream(request)) if stream else backend.answer(request))  # type: ignore[call-overload]
+
+    assert asyncio.run(use()) == "yes"
 
 
 def test_a_deadline_travels_as_what_is_left_when_it_is_sent() -> None:

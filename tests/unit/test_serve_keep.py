@@ -23,6 +23,20 @@ EXAMPLES = [ExampleAnswers(b"", "q", "t", {4: "yes"}, {4: 1.0})]
 RUNGS = (Rung(count=4, quality=1.0, quality_ci=(1, 1), cost_flops=1),)
 
 
+class Handle:
+    """To a version's replicas: what it is, and the one item that each answer is."""
+
+    def __init__(self, served: Any, answer: Callable[[ServeRequest], Awaitable[Any]]) -> None:
+        self.served, self.answer = SimpleNamespace(remote=served), answer
+
+    def options(self, method_name: str, stream: bool) -> "Handle":
+        assert (method_name, stream) == ("answer", True)
+        return self
+
+    async def remote(self, request: ServeRequest) -> Any:
+        yield await self.answer(request)
+
+
 class ScriptedEndpoint:
     """Starts versions whose answers are those of the function in `says` under the version's name."""
 
@@ -38,8 +52,7 @@ class ScriptedEndpoint:
         async def answer(request: ServeRequest) -> Whole:
             return Whole(await self.says[source.version](), Done("stop", 1, 1, (4,), (4,), None, "asked"))
 
-        handle = SimpleNamespace(served=SimpleNamespace(remote=served), answer=SimpleNamespace(remote=answer))
-        return SimpleNamespace(source=source, handle=handle)
+        return SimpleNamespace(source=source, handle=Handle(served, answer))
 
     def switch(self, to: Any) -> None:
         self.told.append(f"switch {to.source.version}")
@@ -106,13 +119,13 @@ class CrowdedEndpoint(ScriptedEndpoint):
 
     def start(self, source: Source, examples: Any) -> Any:
         started = super().start(source, examples)
-        whole = started.handle.answer.remote
+        whole = started.handle.answer
         refusals = [Refusal("busy", "1 requests are waiting", retry_after_s=0.01, full=True)]
 
         async def answer(request: ServeRequest) -> Whole | Refusal:
             return refusals.pop() if refusals else await whole(request)
 
-        started.handle.answer.remote = answer
+        started.handle.answer = answer
         return started
 
 

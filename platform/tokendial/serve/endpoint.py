@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,43 +68,28 @@ class ReplicaBackend:
         return self._served
 
     async def answer(self, request: ServeRequest) -> Whole:
-        request = _arrived(request)
-        for attempt in itertools.count(1):
-            response = self._engine().answer.remote(request)
-            try:
-                async with _by(request.deadline):
-                    # Private to Ray, and all that tells when a replica has taken a request.
-                    await response._fetch_future_result_async()
-                outcome = await response
-            except GONE as error:
-                await self._again(attempt, error)
-                continue
-            except (BackPressureError, DeploymentUnavailableError) as error:
-                raise Busy("no engine has room", 1.0, full=True) from error
-            except (asyncio.CancelledError, Busy):
-                response.cancel()
-                raise
-            if isinstance(outcome, Refusal):
-                raise self._error(outcome)
-            return outcome
-        raise AssertionError
+        [whole] = [item async for item in self._items("answer", request)]
+        return whole
 
-    async def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done]:
+    def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done]:
+        return self._items("stream", request)
+
+    async def _items(self, method: str, request: ServeRequest) -> AsyncGenerator[Any]:
+        """What a replica's method yields, begun again elsewhere where a replica is gone before the first item."""
         request = _arrived(request)
         for attempt in itertools.count(1):
             begun = False
-            response = self._engine().options(stream=True).stream.remote(request)
-            pieces = cast("DeploymentResponseGenerator[Any]", response)
+            response = self._engine().options(method_name=method, stream=True).remote(request)
+            items = cast("DeploymentResponseGenerator[Any]", response)
             try:
-                items = aiter(pieces)
                 async with _by(request.deadline):
-                    item = await anext(items, None)
-                while item is not None:
+                    # Private to Ray, and all that tells when a replica has taken a request.
+                    await items._fetch_future_result_async()
+                async for item in items:
                     if isinstance(item, Refusal):
                         raise self._error(item)
                     begun = True
                     yield item
-                    item = await anext(items, None)
                 return
             except GONE as error:
                 if begun:
@@ -113,7 +98,7 @@ class ReplicaBackend:
             except (BackPressureError, DeploymentUnavailableError) as error:
                 raise Busy("no engine has room", 1.0, full=True) from error
             finally:
-                pieces.cancel()
+                items.cancel()
 
     async def load(self) -> Mapping[str, Mapping[str, Any]]:
         if time.monotonic() - self._load[0] > LOAD_KEPT_S:

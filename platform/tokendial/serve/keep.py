@@ -15,7 +15,7 @@ from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from tokendial import runs
 from tokendial.failures import WorkFailed
@@ -28,6 +28,8 @@ from tokendial.serve.request import ServeRequest
 from tokendial.serve.source import Followed, Source, registered
 
 if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentResponseGenerator
+
     from tokendial.serve.application import Endpoint, Running
 
 CHANGES = "changes.jsonl"
@@ -172,7 +174,8 @@ def _proved(started: Running, examples: Sequence[ExampleAnswers]) -> tuple[Serve
     """What a started version is, once every golden answer was looked at; raises WorkFailed."""
 
     async def answer(request: ServeRequest) -> Whole:
-        outcome = await started.handle.answer.remote(request)
+        call = started.handle.options(method_name="answer", stream=True)
+        [outcome] = [item async for item in cast("DeploymentResponseGenerator[Any]", call.remote(request))]
         if isinstance(outcome, Refusal):
             if outcome.kind == "busy":
                 raise outcome.error()

@@ -72,12 +72,12 @@ class EngineReplica:
         """The model, with this replica's own latencies."""
         return self._served
 
-    async def answer(self, request: ServeRequest) -> Whole | Refusal:
-        """A whole answer."""
+    async def answer(self, request: ServeRequest) -> AsyncIterator[Whole | Refusal]:
+        """A whole answer, the only item: a call with one reply tells only with that reply that a replica took it."""
         try:
-            return await whole(self._engine, request)
+            yield await whole(self._engine, request)
         except (BadRequest, Busy) as error:
-            return self._refusal(error)
+            yield self._refusal(error)
 
     async def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done | Refusal]:
         """An answer in pieces; a refusal is its only item."""
@@ -95,8 +95,7 @@ class EngineReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What the autoscaling policy goes by."""
         load = self._engine.load_state()
-        demand = load.demand_share * self._room
-        return {autoscaling.WANTED: float(load.wanted_tokens), autoscaling.DEMAND: demand, autoscaling.ROOM: self._room}
+        return autoscaling.report(load.wanted_tokens, load.demand_share, load.crowded, self._room)
 
     async def check_health(self) -> None:
         """Raise where the model's thread has ended, or the model fails at all or hangs: this replica is replaced."""
