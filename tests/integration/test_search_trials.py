@@ -75,17 +75,14 @@ def _check_tracking(home: Path) -> None:
 
 
 def _check_promotion(home: Path) -> None:
-    dry = say("promote", "it", "--dry-run", "--json", home=home)
-    assert dry.code == 0, dry.err
-    assert dry.document["version"] is None
+    assert api.promote("it", dry_run=True).version is None
     refused = say("promote", "it", "--model", "no name", home=home)
     assert (refused.code, "model name 'no name' is not admissible" in refused.err) == (2, True)
     uri = f"sqlite:///{home}/mlflow.db"
     assert registry.names(uri) == []
-    first = say("promote", "it", "--trial", "0", "--json", home=home)
-    assert first.code == 0, first.err
-    assert (first.document["version"], first.document["before"]) == (1, None)
-    assert set(first.document["latency"]["ms"]) == {"4"}
+    first = api.promote("it", trial=0)
+    assert (first.version, first.before) == (1, None)
+    assert set(first.latency.ms) == {4}
     again = say("promote", "it", "--trial", "0", home=home)
     assert again.code == 0, again.err
     assert "version 1 is the champion of digits already; nothing was moved" in again.out
