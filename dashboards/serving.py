@@ -176,7 +176,7 @@ ROWS = (
             ),
             Panel(
                 "Share of each replica's time wanted by arrivals",
-                "At full quality, requests that were bent or refused included.",
+                "At full quality, bent and refused ones too. It adds replicas only while requests meet.",
                 "percentunit",
                 ((f"max by (model, replica) (tokendial_serve_demand_ratio{MODEL})", "{{model}} {{replica}}"),),
             ),

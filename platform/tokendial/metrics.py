@@ -141,7 +141,7 @@ SERVE: tuple[Series, ...] = (
     Series(
         "tokendial_serve_demand_ratio",
         "gauge",
-        "Share of a replica's time that the arrivals of the last second want at full quality.",
+        "Share of a replica's time that the arrivals of the last second want at full quality, whether or not they met.",
         ("model", "replica"),
     ),
     Series(

@@ -97,7 +97,7 @@ class ScriptedBackend:
 
     async def load(self) -> Mapping[str, Mapping[str, Any]]:
         latency_ms = {str(count): float(count) for count in COUNTS}
-        plain = {"queued": 0, "running": 1, "wanted_tokens": 64, "demand_share": 0.5}
+        plain = {"queued": 0, "running": 1, "wanted_tokens": 64, "demand_share": 0.5, "crowded": True}
         governor = {"level": 1, "cap": 16, "lift": 0.25, "barred": (4,)}
         return {"a": {**plain, **governor, "agreement": {"4": 0.9}, "latency_ms": latency_ms, "start_s": {"load": 1.5}}}
 

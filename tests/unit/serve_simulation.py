@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
 
+from tokendial.serve import autoscaling
 from tokendial.serve.batching import Batcher, Full, Ticket
 from tokendial.serve.costs import Costs, Line
 from tokendial.serve.governor import Choice, Governor, Terms
@@ -18,6 +19,7 @@ COSTS = Costs(
     batch=16,
 )
 NEW_TOKENS = 4
+ROOM_TOKENS = 32.0 * 256
 FULL_S = COSTS.share_s((256,), NEW_TOKENS)
 CAPACITY = 1 / FULL_S  # requests/s where all have the largest count
 RATIO = FULL_S / COSTS.share_s((16,), NEW_TOKENS)  # what bending can win
@@ -43,7 +45,7 @@ class Served:
 class Outcome:
     served: list[Served] = field(default_factory=list)
     levels: list[tuple[float, int]] = field(default_factory=list)
-    loads: list[tuple[float, int, float]] = field(default_factory=list)  # time, tokens wanted in flight, demand
+    loads: list[tuple[float, dict[str, float]]] = field(default_factory=list)  # time, what a replica reports
     largest_batch: int = 0
 
     @property
@@ -114,7 +116,8 @@ def simulate(
             admit(now)
         start = batcher.start(now, num_slots - len(running), num_slots)
         outcome.levels.append((now, chosen.level))
-        outcome.loads.append((now, batcher.wanted_tokens, chosen.demand_share))
+        load = autoscaling.report(batcher.wanted_tokens, chosen.demand_share, chosen.crowded, ROOM_TOKENS)
+        outcome.loads.append((now, load))
         if start is not None:
             counts = next(iter(start.choices.values())).counts
             outcome.largest_batch = max(outcome.largest_batch, len(start.choices))

@@ -73,7 +73,7 @@ def test_each_governors_decisions_are_gauges(url: str) -> None:
 
 def test_who_is_not_capped_is_held_to_the_largest_count_and_what_is_barred_no_longer_goes() -> None:
     exposition, served = Exposition(), ScriptedBackend().served()
-    load = {"queued": 0, "running": 0, "wanted_tokens": 0, "demand_share": 0.0}
+    load = {"queued": 0, "running": 0, "wanted_tokens": 0, "demand_share": 0.0, "crowded": False}
     load |= {"agreement": {}, "latency_ms": {}, "start_s": {}}
 
     def text(level: int, cap: int | None, barred: tuple[int, ...], of: Served = served) -> str:

@@ -48,13 +48,15 @@ class EngineLoad:
     """A look at one replica. `cap` is the count that consenting requests are held to, None at level 0.
 
     A share `lift` of them is served one level up; `barred` counts are not bent to because their answers disagreed.
-    `demand_share` is the share of the replica's time that arrivals, refused ones included, want at full count.
+    `demand_share` is the share of the replica's time that arrivals, refused ones included, want at full count;
+    `crowded` tells whether they met, so that another replica would help them.
     """
 
     queued: int
     running: int
     wanted_tokens: int
     demand_share: float
+    crowded: bool
     level: int
     cap: int | None
     lift: float
@@ -175,6 +177,7 @@ class Engine:
                 running=batcher.num_running,
                 wanted_tokens=batcher.wanted_tokens,
                 demand_share=batcher.governor.demand_share,
+                crowded=batcher.governor.crowded,
                 level=level,
                 cap=batcher.governor.cap(level),
                 lift=batcher.governor.lift,

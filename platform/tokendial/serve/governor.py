@@ -183,7 +183,7 @@ class Governor:
         """The share of arrivals that a level up leaves the replica some time for; 0 where work waits."""
         if not self.level or ahead_s[self.level] * self.scale > _BUDGET_UP * self.target_s:
             return 0.0
-        if not self._crowded:
+        if not self.crowded:
             return 1.0
         above, here = (self._demand[level] * self.scale for level in (self.level - 1, self.level))
         return min(1.0, max(0.0, _DEMAND_UP * _WINDOW_S - here) / (above - here)) if above > here else 0.0
@@ -192,7 +192,7 @@ class Governor:
         """The first level whose work fits; the last one where none does."""
         for level, seconds in enumerate(ahead_s):
             in_time = seconds * self.scale <= budget * self.target_s
-            if in_time and (self._demand[level] * self.scale <= demand * _WINDOW_S or not self._crowded):
+            if in_time and (self._demand[level] * self.scale <= demand * _WINDOW_S or not self.crowded):
                 return level
         return self.num_levels - 1
 
@@ -200,15 +200,15 @@ class Governor:
     def demand_share(self) -> float:
         """The share of the replica's time that what arrived in the last second, refused or not, takes at full count.
 
-        Above 1 this replica cannot give it; 0 where arrivals do not meet, as another replica would not help them.
+        Above 1 this replica cannot give it.
         """
-        return max(0.0, self._demand[0]) * self.scale / _WINDOW_S if self._crowded else 0.0
+        return max(0.0, self._demand[0]) * self.scale / _WINDOW_S
 
     @property
-    def _crowded(self) -> bool:
+    def crowded(self) -> bool:
         """Whether arrivals meet. Where they do not, each waits for the last one's answer, as one caller's do one after
         another: however much of the replica's time they take, nobody waits for anybody."""
-        return self._met >= _CROWD * len(self._arrivals)
+        return 0 < self._met >= _CROWD * len(self._arrivals)
 
     def _forget(self, now: float) -> None:
         while self._arrivals and self._arrivals[0].at < now - _WINDOW_S:
