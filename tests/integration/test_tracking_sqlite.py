@@ -250,9 +250,13 @@ def test_golden_prompts_of_a_registered_version_are_as_they_were_measured(uri: s
     ]
     run_id = registered(uri, run_dir, examples)
     assert golden_examples(uri, "digits/1") == examples
-    older = {"columns": ["image", "question", "target", "4 tokens"], "data": []}
+    cells = [[{"filepath": f"tables/images/{index}.png"}, "q", "t", "✗ a", "✓ a"] for index in range(2)]
+    older = {"columns": ["image", "question", "target", "4 tokens", "16 tokens"], "data": cells}
     connect(uri).log_text(run_id, json.dumps(older), "tables/examples.json")
-    with pytest.raises(ConfigError, match=r"digits/1 cannot be held against its run, .*no column '4 tokens: quality'"):
+    found = golden_examples(uri, "digits/1")
+    assert [(each.answers, each.quality) for each in found] == [({4: "a", 16: "a"}, {4: 0.0, 16: 1.0})] * 2
+    connect(uri).log_text(run_id, "{", "tables/examples.json")
+    with pytest.raises(ConfigError, match="digits/1 cannot be held against its run, train it again"):
         golden_examples(uri, "digits/1")
 
 

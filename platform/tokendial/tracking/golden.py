@@ -21,7 +21,8 @@ TABLE = "tables/examples.json"
 def golden_examples(uri: str, reference: str) -> list[ExampleAnswers]:
     """The examples of a version's run, `NAME/7`; none where it has no run or no table.
 
-    Raises WorkFailed where the server is away: a version is not served unasked because of that.
+    Raises WorkFailed where the server is away: a version is not served unasked because of that; ConfigError where the
+    table cannot be read.
     """
     version = resolve(uri, reference)
     if version.run_id is None:

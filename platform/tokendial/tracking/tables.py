@@ -50,10 +50,11 @@ def examples_table(examples: Sequence[ExampleAnswers]) -> Mapping[str, Any]:
 
 
 def read_examples_table(table: Mapping[str, Any], images: Path) -> list[ExampleAnswers]:
-    """What `examples_table` made of examples, without their groups; raises ValueError where a column is missing."""
+    """What `examples_table` made of examples, without their groups; raises ValueError where a row has other columns.
+
+    Where an older table has no column of a count's quality, it is 1 for an answer marked ✓ and else 0.
+    """
     counts = [int(name.removesuffix(ANSWER)) for name in table["columns"] if name.endswith(ANSWER)]
-    if missing := [name for count in counts if (name := f"{count}{QUALITY}") not in table["columns"]]:
-        raise ValueError(f"the table of examples has no column {missing[0]!r}")
     examples = []
     for line in table["data"]:
         row = dict(zip(table["columns"], line, strict=True))
@@ -64,7 +65,7 @@ def read_examples_table(table: Mapping[str, Any], images: Path) -> list[ExampleA
                 question=row["question"],
                 target=row["target"],
                 answers={count: row[f"{count}{ANSWER}"][2:] for count in told},
-                quality={count: row[f"{count}{QUALITY}"] for count in told},
+                quality={count: _quality(row, count) for count in told},
             )
         )
     return examples
@@ -89,3 +90,7 @@ def _marked(example: ExampleAnswers, count: int) -> str:
     if count not in example.answers:
         return ""
     return f"{'✓' if example.quality[count] >= 1 else '✗'} {example.answers[count]}"
+
+
+def _quality(row: Mapping[str, Any], count: int) -> float:
+    return row.get(f"{count}{QUALITY}", float(row[f"{count}{ANSWER}"].startswith("✓")))
