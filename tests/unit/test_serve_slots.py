@@ -108,13 +108,26 @@ def test_slots_grow_no_further_than_the_context_and_give_back_what_is_far_too_mu
     serving.decode([9, 9])
     first = serving.prefill([short]).argmax(-1).tolist()
     assert serving.release([0, 1]) == [2]
-    assert columns(serving) == {64}, "for the one of two columns that is left"
+    assert columns(serving) == {1300}, "what was needed until now"
     found = list(first)
     while len(found) < 40:
         found += serving.decode(found[-1:]).argmax(-1).tolist()
     assert found == alone
     serving.release([0])
+    assert columns(serving) == {128}, "for one of 41 columns, with as much to grow"
     assert write(serving, [short], [40], [0])[0] == alone
+
+
+def test_slots_that_are_empty_between_two_long_sequences_keep_what_both_need(tmp_path: Path) -> None:
+    serving = VlmServing(exported(tmp_path / "model"), CPU, torch.float32, num_slots=3)
+    long = Row([1] * 600, [])
+    alone = write(serving, [long], [5], [0])
+    held = [layer.keys for layer in serving._cache._slots]
+    assert columns(serving) == {640}
+    assert write(serving, [long], [5], [0]) == alone
+    assert all(layer.keys is keys for layer, keys in zip(serving._cache._slots, held, strict=True))
+    write(serving, [Row([1, 8], [])], [5], [0])
+    assert columns(serving) == {64}
 
 
 def test_a_bound_of_bytes_bounds_the_context(tmp_path: Path) -> None:

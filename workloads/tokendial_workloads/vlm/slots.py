@@ -2,7 +2,7 @@
 
 Occupied slots are always the first n, so a step reads views of the storage and copies nothing; when a sequence leaves,
 the last one takes its place. Every slot has the columns that the longest sequence needs: the storage grows with that,
-never past the context, and shrinks once it is four times too much.
+never past the context, and shrinks at the end of sequences that needed less than a quarter of it.
 Shapes: S slots, H key-value heads, M columns of storage, B rows, L columns of a prompt, d head width.
 """
 
@@ -123,6 +123,8 @@ class SlotCache(Cache):
 
     def release(self, slots: Collection[int]) -> list[int]:
         """Free slots; for each that is still occupied, in order, the slot it was before."""
+        # Of those that leave too: where they leave none behind, the next ones will need about as much.
+        needed = self.longest
         were = list(range(self.used))
         for slot in sorted(set(slots), reverse=True):
             last = self.used - 1
@@ -136,7 +138,7 @@ class SlotCache(Cache):
             self.used = last
         self._note()
         for layer in self._slots:
-            layer.trim(self.longest)
+            layer.trim(needed)
         return were[: self.used]
 
     def _note(self) -> None:
