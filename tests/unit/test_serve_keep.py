@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from tokendial.model_folder import Rung
 from tokendial.results import ExampleAnswers
@@ -43,7 +44,13 @@ class ScriptedEndpoint:
     def __init__(self, says: dict[str, Callable[[], Awaitable[str]]]) -> None:
         self.says = says
         self.told: list[str] = []
-        self.broken: Exception | None = None
+        self.broken: dict[str, Exception] = {}
+        self.settings = SimpleNamespace(start_timeout_s=0.2)
+
+    def _told(self, what: str) -> None:
+        self.told.append(what)
+        if what in self.broken:
+            raise self.broken.pop(what)
 
     def start(self, source: Source, examples: Any) -> Any:
         async def served() -> Served:
@@ -55,16 +62,13 @@ class ScriptedEndpoint:
         return SimpleNamespace(source=source, handle=Handle(served, answer))
 
     def switch(self, to: Any) -> None:
-        self.told.append(f"switch {to.source.version}")
-        if self.broken is not None:
-            error, self.broken = self.broken, None
-            raise error
+        self._told(f"switch {to.source.version}")
 
     def drop(self, running: Any) -> None:
-        self.told.append(f"drop {running.source.version}")
+        self._told(f"drop {running.source.version}")
 
     def drop_others(self, than: Any) -> None:
-        self.told.append(f"drop all but {than.source.version}")
+        self._told(f"drop all but {than.source.version}")
 
     def count(self, outcome: str) -> None:
         self.told.append(outcome)
@@ -96,7 +100,6 @@ def test_a_bad_version_is_refused_with_the_reason_and_the_old_one_serves_on(
     says: Callable[[], Awaitable[str]], reason: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keep, "examples_of", lambda source: EXAMPLES)
-    monkeypatch.setattr(keep, "GOLDEN_TIMEOUT_S", 0.2)
     endpoint = ScriptedEndpoint({"1": right, "2": says, "3": right})
     keeper = Keeper(endpoint, None, lambda line: None)  # type: ignore[arg-type]
     keeper.change(Source("m", "1"), "alice", "first")
@@ -104,7 +107,7 @@ def test_a_bad_version_is_refused_with_the_reason_and_the_old_one_serves_on(
         keeper.change(Source("m", "2"), "bob", "a try")
     assert endpoint.told == ["switch 1", "drop all but 1", "drop 2", "refused"]
     keeper.change(Source("m", "3"), "bob", "mended")
-    assert endpoint.told[4:] == ["switch 3", "drop all but 3", "promoted"]
+    assert endpoint.told[4:] == ["switch 3", "promoted", "drop all but 3"]
     changes = [json.loads(line) for line in (home / "served" / CHANGES).read_text().splitlines()]
     assert [(each["version"], each["outcome"], each["before"]) for each in changes] == [
         ("1", "promoted", None),
@@ -158,9 +161,12 @@ def test_a_version_whose_golden_prompts_are_away_is_neither_served_nor_refused(
     assert keeper.change(Source("m", "2"), "bob", "second").version == "2"
 
 
-def test_what_ray_raises_in_a_change_is_told_and_the_next_look_tries_again(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+Following = tuple[Keeper, ScriptedEndpoint, list[str]]
+
+
+@pytest.fixture
+def following(home: Path, monkeypatch: pytest.MonkeyPatch) -> Following:
+    """A keeper that serves version 1 of a model whose alias has moved to 2, its endpoint, and what was said."""
     monkeypatch.setattr(keep, "examples_of", lambda source: EXAMPLES)
     monkeypatch.setattr(keep, "registered", lambda uri, name, version, served: Source(served, str(version)))
     monkeypatch.setattr(registry, "resolve", lambda uri, ask: SimpleNamespace(version=2))
@@ -169,12 +175,65 @@ def test_what_ray_raises_in_a_change_is_told_and_the_next_look_tries_again(
     endpoint = ScriptedEndpoint({"1": right, "2": right})
     keeper = Keeper(endpoint, Followed("sqlite://", "m", "champion"), said.append)  # type: ignore[arg-type]
     keeper.change(Source("m", "1"), "alice", "first")
-    endpoint.broken = TimeoutError("Proxies not available after 60s.")
+    endpoint.told.clear()
+    return keeper, endpoint, said
+
+
+def test_what_ray_raises_in_a_change_is_told_and_the_next_look_tries_again(following: Following) -> None:
+    keeper, endpoint, said = following
+    endpoint.broken = {"switch 2": TimeoutError("Proxies not available after 60s.")}
     keeper.look()
     assert said[-1] == "the alias could not be followed: TimeoutError: Proxies not available after 60s."
-    assert endpoint.told[2:] == ["switch 2", "switch 1", "drop 2"]
+    assert endpoint.told == ["switch 2", "switch 1", "drop 2"]
     keeper.look()
-    assert endpoint.told[5:] == ["switch 2", "drop all but 2", "promoted"]
+    assert endpoint.told[3:] == ["switch 2", "promoted", "drop all but 2"]
+
+
+def test_no_other_version_is_started_before_one_that_failed_is_ended(following: Following) -> None:
+    keeper, endpoint, said = following
+    endpoint.broken = {each: TimeoutError("the controller restarts") for each in ("switch 2", "switch 1")}
+    keeper.look()
+    assert endpoint.told == ["switch 2", "switch 1"], "the endpoint may still use version 2"
+    endpoint.broken = {each: TimeoutError("the controller restarts") for each in ("switch 1", "drop 2")}
+    keeper.look()
+    assert endpoint.told[2:] == ["switch 1"]
+    keeper.look()
+    assert said[-1] == "a change of version could not be cleared up: TimeoutError: the controller restarts"
+    assert endpoint.told[3:] == ["switch 1", "drop 2"]
+    keeper.look()
+    assert endpoint.told[5:] == ["drop 2", "switch 2", "promoted", "drop all but 2"]
+
+
+def test_a_change_that_took_traffic_stands_and_the_version_before_it_is_ended_when_ray_is_back(
+    following: Following, home: Path
+) -> None:
+    keeper, endpoint, said = following
+    endpoint.broken = {"drop all but 2": ConnectionError("the controller restarts")}
+    keeper.look()
+    assert endpoint.told == ["switch 2", "promoted", "drop all but 2"]
+    assert said[-1] == "a change of version could not be cleared up: ConnectionError: the controller restarts"
+    assert json.loads((home / "served" / CHANGES).read_text().splitlines()[-1])["outcome"] == "promoted"
+    keeper.look()
+    keeper.look()
+    assert endpoint.told[3:] == ["drop all but 2"]
+
+
+def test_a_version_whose_golden_prompts_cannot_be_read_is_refused_once(
+    following: Following, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, endpoint, said = following
+    asked: list[str] = []
+
+    def examples_of(source: Source) -> list[ExampleAnswers]:
+        asked.append(source.version)
+        raise ConfigError("m/2 cannot be held against its run")
+
+    monkeypatch.setattr(keep, "examples_of", examples_of)
+    keeper.look()
+    assert said[-1] == "version 2 of m was refused: m/2 cannot be held against its run"
+    assert json.loads((home / "served" / CHANGES).read_text().splitlines()[-1])["outcome"] == "refused"
+    keeper.look()
+    assert (asked, endpoint.told) == (["2"], ["refused"])
 
 
 def test_a_first_version_that_endpoint_processes_may_have_been_told_of_is_not_dropped_under_them(
@@ -182,7 +241,7 @@ def test_a_first_version_that_endpoint_processes_may_have_been_told_of_is_not_dr
 ) -> None:
     monkeypatch.setattr(keep, "examples_of", lambda source: EXAMPLES)
     endpoint = ScriptedEndpoint({"1": right})
-    endpoint.broken = WorkFailed("the endpoint did not take it")
+    endpoint.broken = {"switch 1": WorkFailed("the endpoint did not take it")}
     with pytest.raises(WorkFailed, match="did not take it"):
         Keeper(endpoint, None, lambda line: None).change(Source("m", "1"), "alice", "first")  # type: ignore[arg-type]
     assert endpoint.told == ["switch 1"]

@@ -14,10 +14,12 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tokendial import runs
+from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from tokendial.identity import user_name
 from tokendial.results import ExampleAnswers, read_examples
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from tokendial.serve.application import Endpoint, Running
 
 CHANGES = "changes.jsonl"
-GOLDEN_TIMEOUT_S = 120.0
 SHOWN, SHOWN_BYTES = 6, 200_000
 Say = Callable[[str], None]
 
@@ -59,6 +60,7 @@ class Keeper:
         self._endpoint, self._followed, self._say = endpoint, followed, say
         self._running: Running | None = None
         self._refused: set[str] = set()
+        self._left: list[Callable[[], None]] = []
 
     def open(self, source: Source) -> Served:
         """Serve the first version; raises WorkFailed where it does not prove itself."""
@@ -68,13 +70,16 @@ class Keeper:
     def change(self, source: Source, by: str, reason: str) -> Served:
         """Serve another version, or keep the one that serves and raise WorkFailed."""
         before = self._running
-        # Before anything is refused: where the registry is away, the next look tries again.
-        examples = examples_of(source)
+        try:
+            # Raises WorkFailed where the registry is away, and the next look tries again.
+            examples = examples_of(source)
+        except ConfigError as error:
+            raise self._refused_for(error, source, by, reason) from error
         started: Running | None = None
         told = False
         try:
             started = self._endpoint.start(source, shown(examples))
-            served, findings = _proved(started, examples)
+            served, findings = _proved(started, examples, self._endpoint.settings.start_timeout_s)
             told = True
             self._endpoint.switch(started)
         except Exception as error:
@@ -82,22 +87,19 @@ class Keeper:
                 self._undo(started, before, told)
             if not isinstance(error, WorkFailed):
                 raise
-            self._refused.add(source.version)
-            if before is not None:
-                self._endpoint.count("refused")
-            self._log(source, before, "refused", by, f"{reason}: {error}", ())
-            raise WorkFailed(f"version {source.version} of {source.name} was refused: {error}") from error
+            raise self._refused_for(error, source, by, reason) from error
         self._running = started
-        self._endpoint.drop_others(started)
+        self._left = [partial(self._endpoint.drop_others, started)]
         if before is not None:
             self._endpoint.count("promoted")
         self._log(source, before, "promoted", by, reason, findings)
+        self._clear()
         return served
 
     def look(self) -> None:
         """Follow the alias to where it points now; a version that was refused is not tried again."""
         assert self._running is not None
-        if self._followed is None:
+        if not self._clear() or self._followed is None:
             return
         from tokendial.tracking.registry import history, resolve
 
@@ -127,8 +129,28 @@ class Keeper:
             if before is None:
                 # Whoever was told has nowhere else to go; the next start that succeeds drops it.
                 return
-            self._endpoint.switch(before)
-        self._endpoint.drop(started)
+            self._left.append(partial(self._endpoint.switch, before))
+        self._left.append(partial(self._endpoint.drop, started))
+        self._clear()
+
+    def _clear(self) -> bool:
+        """Do in turn what is left to do of changes, and tell whether all of it is done; else the next look goes on."""
+        try:
+            while self._left:
+                self._left[0]()
+                del self._left[0]
+        # Ray is away, or slow.
+        except Exception as error:
+            self._say(f"a change of version could not be cleared up: {type(error).__name__}: {error}")
+        return not self._left
+
+    def _refused_for(self, error: Exception, source: Source, by: str, reason: str) -> WorkFailed:
+        """Write down that a version is refused and not tried again; what to raise."""
+        self._refused.add(source.version)
+        if self._running is not None:
+            self._endpoint.count("refused")
+        self._log(source, self._running, "refused", by, f"{reason}: {error}", ())
+        return WorkFailed(f"version {source.version} of {source.name} was refused: {error}")
 
     def _log(
         self, source: Source, before: Running | None, outcome: str, by: str, reason: str, findings: Sequence[Finding]
@@ -170,7 +192,7 @@ def shown(examples: Sequence[ExampleAnswers]) -> list[dict[str, str]]:
     return [{"image": head + b64encode(each.image_png).decode(), "question": each.question} for each in chosen]
 
 
-def _proved(started: Running, examples: Sequence[ExampleAnswers]) -> tuple[Served, Sequence[Finding]]:
+def _proved(started: Running, examples: Sequence[ExampleAnswers], most_s: float) -> tuple[Served, Sequence[Finding]]:
     """What a started version is, once every golden answer was looked at; raises WorkFailed."""
 
     async def answer(request: ServeRequest) -> Whole:
@@ -183,14 +205,14 @@ def _proved(started: Running, examples: Sequence[ExampleAnswers]) -> tuple[Serve
         return outcome
 
     async def prove() -> tuple[Served, Sequence[Finding]]:
-        async with asyncio.timeout(GOLDEN_TIMEOUT_S):
+        async with asyncio.timeout(most_s):
             served: Served = await started.handle.served.remote()
             return served, await examine(answer, examples, served.rungs, served.answer_tokens)
 
     try:
         served, findings = asyncio.run(prove())
     except TimeoutError:
-        raise WorkFailed(f"its golden answers took longer than {GOLDEN_TIMEOUT_S:g} s") from None
+        raise WorkFailed(f"its golden answers took longer than {most_s:g} s") from None
     except WorkFailed:
         raise
     # Whatever else it raises, or dies of, while it is asked: that version's fault, and not the endpoint's end.

@@ -67,7 +67,9 @@ class ServeSettings(BaseModel):
         default=(), description="hosts that images may be fetched from, https only, separated by commas"
     )
     trace_share: Share = Field(default=0.01, description="share of answers whose trace goes to MLflow")
-    start_timeout_s: Seconds = Field(default=600.0, description="seconds a version may take to start")
+    start_timeout_s: Seconds = Field(
+        default=600.0, description="seconds a version may take to start, and its golden answers again"
+    )
     follow_s: Seconds = Field(default=5.0, description="seconds between looks at the alias that is followed")
     engine: EngineSettings = Field(default_factory=EngineSettings, description="engine of each replica")
     replicas: ReplicaSettings = Field(default_factory=ReplicaSettings, description="engine replicas")
