@@ -105,17 +105,20 @@ def test_a_long_text_does_not_pass_for_a_slow_machine(words: int, folder: Path) 
     run(folder, use, governor="on")
 
 
-def test_calibration_learns_what_text_costs(folder: Path) -> None:
+@pytest.mark.parametrize(("most", "many"), [(300, 296), (2000, 508)])
+def test_calibration_learns_what_text_costs(most: int, many: int, folder: Path) -> None:
     async def use(engine: Engine) -> None:
         await engine.calibrate()
         text = engine._batcher.governor.costs.text
         assert 0 < text.few < 20
-        assert text.many == 512
-        assert 0 < text.read_s(512) < 10
+        assert text.many == many
+        assert 0 < text.read_s(many) < 10
         assert text.read_s(text.few) == 0
         assert engine.load_state().running == 0
+        serving: Any = engine._serving
+        assert max(layer.keys.shape[2] for layer in serving._cache._slots) <= 512, "columns of every slot"
 
-    run(folder, use, max_prompt_tokens=516)
+    run(folder, use, max_prompt_tokens=most)
 
 
 def test_an_idle_engine_reads_those_together_that_it_lets_come_together(folder: Path) -> None:
