@@ -11,7 +11,7 @@ import pytest
 from endpoint_lab import PNG, chat, image
 from tokendial.serve import dial
 from tokendial.serve.dial import Limits, Terms, asks, data_image, model_name, serve_request
-from tokendial.serve.request import Ask, BadRequest, ServeRequest
+from tokendial.serve.request import Ask, BadRequest, Deadline, ServeRequest
 from tokendial.serve.schema import ImageUrl, images, parse
 
 COUNTS = (4, 16, 64)
@@ -21,7 +21,7 @@ def understood(document: dict[str, Any], terms: Terms = Terms()) -> ServeRequest
     request = parse(json.dumps(document).encode())
     _, suffix = model_name(request.model)
     files = {where: data_image(where, shown) for where, shown in images(request)}
-    return serve_request(request, "r", files, asks(request, suffix, COUNTS), terms, Limits())
+    return serve_request(request, "r", files, asks(request, suffix, COUNTS), terms, Limits(), Deadline(60))
 
 
 def test_detail_low_is_the_smallest_high_the_largest_and_auto_the_servers_choice() -> None:

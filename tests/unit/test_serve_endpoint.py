@@ -158,7 +158,7 @@ class Absent:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_while_no_replica_takes_a_request_it_waits_from_its_arrival_no_longer_than_its_timeout(
+def test_while_no_replica_takes_a_request_it_waits_no_longer_than_to_its_deadline(
     stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint, "RETRY_S", 0.05)
@@ -167,7 +167,7 @@ def test_while_no_replica_takes_a_request_it_waits_from_its_arrival_no_longer_th
     async def use() -> None:
         backend = ReplicaBackend(Exposition(), 1)
         backend._handle, backend._served = absent, Served("m", "1", "accuracy", 0, ())  # type: ignore[assignment]
-        request = replace(REQUEST, timeout_s=0.5)
+        request = replace(REQUEST, deadline=Deadline(0.5))
         await (anext(backend.stream(request)) if stream else backend.answer(request))  # type: ignore[call-overload]
 
     began = time.monotonic()
@@ -205,7 +205,7 @@ def test_what_a_replica_has_taken_may_take_longer_than_the_time_to_start(stream:
     async def use() -> Any:
         backend = ReplicaBackend(Exposition(), 1)
         backend._handle = Slow()  # type: ignore[assignment]
-        request = replace(REQUEST, timeout_s=0.05)
+        request = replace(REQUEST, deadline=Deadline(0.05))
         return await (anext(backend.stream(request)) if stream else backend.answer(request))  # type: ignore[call-overload]
 
     assert asyncio.run(use()) == "yes"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from endpoint_lab import ScriptedBackend, chat, get, image, post, running
 from tokendial.serve import ingress
-from tokendial.serve.dial import data_image
+from tokendial.serve.dial import Limits, data_image
 from tokendial.serve.ingress import Options, create_app
 from tokendial.serve.limits import Caps
 from tokendial.serve.request import BadRequest
@@ -211,8 +211,12 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
 
 
 def test_images_by_url_share_an_allowance_of_bytes_and_of_seconds(fetched: list[tuple[int, float]]) -> None:
-    with running(create_app(ScriptedBackend(), Options(image_hosts=HOSTS, max_image_bytes=100))) as url:
+    backend = ScriptedBackend()
+    with running(create_app(backend, Options(image_hosts=HOSTS, max_image_bytes=100))) as url:
         assert post(url, by_url("a", "b"))[0] == 200
+        deadline = backend.requests[0].deadline
+        assert deadline is not None
+        assert deadline.left_s <= Limits().timeout_s - 0.1, "it runs while images are fetched"
         assert [most for most, _ in fetched] == [100, 60]
         assert fetched[1][1] <= fetched[0][1] - 0.05
         status, answer, _ = post(url, by_url("a", "b", "c"))

@@ -10,7 +10,7 @@ from binascii import a2b_base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tokendial.serve.request import Ask, BadRequest, Sampling, ServeRequest, Turn
+from tokendial.serve.request import Ask, BadRequest, Deadline, Sampling, ServeRequest, Turn
 from tokendial.serve.schema import ChatRequest, ImageUrl, TextPart, images
 
 MODEL = re.compile(r"(?P<name>[^@]+)(?:@(?P<count>[1-9][0-9]{0,6}))?")
@@ -67,6 +67,7 @@ def serve_request(
     asked: tuple[Ask, ...],
     terms: Terms,
     limits: Limits,
+    deadline: Deadline,
 ) -> ServeRequest:
     """The engine's request; `files` holds the image of each field that has one."""
     slo = request.slo
@@ -82,7 +83,7 @@ def serve_request(
         may_bend=terms.may_bend if request.may_bend is None else request.may_bend,
         min_quality=max(floors) if floors else None,
         latency_ms=slo and slo.latency_ms,
-        timeout_s=limits.timeout_s,
+        deadline=deadline,
         priority=terms.priority,
     )
 

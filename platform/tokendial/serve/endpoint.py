@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,7 +76,6 @@ class ReplicaBackend:
 
     async def _items(self, method: str, request: ServeRequest) -> AsyncGenerator[Any]:
         """What a replica's method yields, begun again elsewhere where a replica is gone before the first item."""
-        request = _arrived(request)
         for attempt in itertools.count(1):
             begun = False
             response = self._engine().options(method_name=method, stream=True).remote(request)
@@ -144,11 +143,6 @@ class ReplicaBackend:
             raise ConnectionError("no engine replica stayed alive") from error
         self._series.retried(self.served().name)
         await asyncio.sleep(RETRY_S * attempt)
-
-
-def _arrived(request: ServeRequest) -> ServeRequest:
-    """The request with the time that it must have started by, however often and to whom it is sent."""
-    return request if request.timeout_s is None else replace(request, deadline=Deadline(request.timeout_s))
 
 
 @asynccontextmanager

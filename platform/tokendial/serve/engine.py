@@ -253,14 +253,13 @@ class Engine:
         if length > room:
             told = f"the prompt has {length} tokens, visual ones included; at most {room} fit"
             raise BadRequest("messages", f"{told} beside {sampling.max_new_tokens} new ones")
-        deadline = inf if request.timeout_s is None else now + request.timeout_s
         ticket = Ticket(
             id=number,
             terms=terms,
             arrived=now,
             max_new_tokens=sampling.max_new_tokens,
             length=length,
-            expires=deadline if request.deadline is None else request.deadline.at,
+            expires=inf if request.deadline is None else request.deadline.at,
             priority=request.priority,
         )
         return Job(ticket, prompt, digests, pixels, sampling, Writing(self._serving.text, sampling.stop), image_ms)

@@ -81,7 +81,6 @@ def golden_request(example: ExampleAnswers, count: int, id: str, new_tokens: int
         asks=(Ask(count=count),),
         sampling=Sampling(max_new_tokens=new_tokens),
         latency_ms=LATENCY_MS,
-        timeout_s=60.0,
     )
 
 

@@ -29,7 +29,7 @@ from tokendial.serve.limits import Caps, Gate, Refused
 from tokendial.serve.openapi import CHAT, READ_RESPONSES, RESPONSES, document
 from tokendial.serve.proxy import FULL
 from tokendial.serve.remote import TIMEOUT_S, fetch
-from tokendial.serve.request import BadRequest, Busy, Done, ServeRequest
+from tokendial.serve.request import BadRequest, Busy, Deadline, Done, ServeRequest
 from tokendial.serve.schema import ChatRequest, ImageUrl, images, parse, problem
 from tokendial.serve.streams import CLIENT_LEFT, EventStream, Left, unless_left
 
@@ -101,7 +101,7 @@ class Endpoint:
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat completion, whole or as server-sent events."""
-        began_s = time.perf_counter()
+        began_s, deadline = time.perf_counter(), Deadline(self._options.limits.timeout_s)
         key: Key | None = request.scope["state"]["key"]
         owner = key.name if key else ""
         served = self._backend.served()
@@ -114,7 +114,7 @@ class Endpoint:
                 code = self._status(served, owner, 404)
                 message = f"model {name!r} is not served here; {served.name!r} is"
                 return JSONResponse(problem(code, message, "model", "model_not_found"), code)
-            made = await self._understood(asked, suffix, served, key, request.scope["state"]["hold"])
+            made = await self._understood(asked, suffix, served, key, request.scope["state"]["hold"], deadline)
             envelope = shape.Envelope(f"chatcmpl-{made.id}", asked.model, served, int(time.time()))
             if asked.stream:
                 with_usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -199,7 +199,13 @@ class Endpoint:
             self._keys.record(self._used)
 
     async def _understood(
-        self, asked: ChatRequest, suffix: int | None, served: Served, key: Key | None, hold: Callable[[int], None]
+        self,
+        asked: ChatRequest,
+        suffix: int | None,
+        served: Served,
+        key: Key | None,
+        hold: Callable[[int], None],
+        deadline: Deadline,
     ) -> ServeRequest:
         counts = asks(asked, suffix, served.counts)
         shown = images(asked)
@@ -210,7 +216,7 @@ class Endpoint:
         }
         files |= await self._fetched([(where, image.url) for where, image in shown if not _is_data(image)], hold)
         terms = self._options.terms if key is None else Terms(key.may_bend, key.min_quality, key.priority)
-        return serve_request(asked, uuid.uuid4().hex, files, counts, terms, self._options.limits)
+        return serve_request(asked, uuid.uuid4().hex, files, counts, terms, self._options.limits, deadline)
 
     async def _fetched(self, urls: Sequence[tuple[str, str]], hold: Callable[[int], None]) -> dict[str, bytes]:
         """Images by URL; all of a request's have one allowance of bytes, held while they come, and one of seconds."""

@@ -60,8 +60,7 @@ class ServeRequest:
         may_bend: whether fewer tokens than asked for may be used under load; exact counts are never bent.
         min_quality: floor of the expected quality in [0, 1].
         latency_ms: target of the whole answer, from admission to its last token.
-        timeout_s: the request is dropped if it has not started by then.
-        deadline: when `timeout_s` is over, where it runs already; else it runs from admission.
+        deadline: the request is dropped if it has not started by then, however often and to whom it was sent.
         priority: larger is served first among requests of the same age.
     """
 
@@ -73,7 +72,6 @@ class ServeRequest:
     may_bend: bool = False
     min_quality: float | None = None
     latency_ms: float | None = None
-    timeout_s: float | None = None
     deadline: Deadline | None = None
     priority: int = 0
 
