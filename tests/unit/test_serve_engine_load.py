@@ -182,34 +182,47 @@ def test_a_model_that_fails_pass_after_pass_is_not_healthy(folder: Path, at: str
                 raise RuntimeError("device-side assert triggered")
             return whole(given) * torch.nan
 
-        async def fail(times: int) -> None:
+        async def fail(*numbers: int) -> None:
             setattr(serving, at, broken)
-            for _ in range(times):
+            for number in numbers:
                 with pytest.raises(WorkFailed):
-                    await answered(engine, question())
+                    await answered(engine, question(image=number))
             setattr(serving, at, whole)
 
-        await fail(MOST_FAILURES - 1)
+        await fail(*range(1, MOST_FAILURES))
         assert await checked(engine) == ""
         await answered(engine, question())
-        await fail(MOST_FAILURES - 1)
+        await fail(*range(1, MOST_FAILURES))
         assert await checked(engine) == "", "an answer between them tells that the model works"
-        await fail(1)
-        assert await checked(engine) == f"the last {MOST_FAILURES} passes to {kind} all failed"
+        await fail(*[1] * MOST_FAILURES)
+        assert await checked(engine) == "", "one bad request that is sent again and again tells nothing new"
+        await fail(0)
+        told = f"{MOST_FAILURES} passes to {kind}, each of another request, failed one after another"
+        assert await checked(engine) == told
 
     run(folder, use)
 
 
-def test_a_model_that_hangs_is_not_healthy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("forecast_s", [0.001, 1.0])
+def test_a_model_that_hangs_is_not_healthy(forecast_s: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def use(engine: Engine) -> None:
         serving: Any = engine._serving
-        whole, ends = serving.prefill, threading.Event()
-        serving.prefill = lambda rows: ends.wait(30) and whole(rows)
+        line = {max(COUNTS): Line(0.0, forecast_s)}
+        engine._batcher.governor.recost(Costs(Line(0.0, 0.0), line, line, batch=1))
+        whole, begun, ends = serving.prefill, threading.Event(), threading.Event()
+
+        def hanging(rows: Any) -> torch.Tensor:
+            begun.set()
+            ends.wait(30)
+            return whole(rows)
+
+        serving.prefill = hanging
         waiting = asyncio.ensure_future(answered(engine, question()))
-        await asyncio.sleep(0.2)
+        assert await asyncio.to_thread(begun.wait, 30)
         assert await checked(engine) == ""
         monkeypatch.setattr(pulse, "LONGEST_TURN_S", 0.1)
-        assert "in one turn for" in await checked(engine)
+        await asyncio.sleep(0.2)
+        assert ("in one turn for" in await checked(engine)) == (forecast_s < 0.01), "ten times its forecast it may take"
         ends.set()
         await waiting
         await asyncio.sleep(0.2)

@@ -59,6 +59,11 @@ class Job:
         return self.choice.counts
 
     @property
+    def asked(self) -> int:
+        """The same number for all jobs of one prompt and the same images."""
+        return hash((tuple(self.prompt), tuple(self.digests)))
+
+    @property
     def prompt_tokens(self) -> int:
         """Positions of the prompt, visual tokens included."""
         return len(self.prompt) - len(self.digests) + sum(self.counts)

@@ -7,10 +7,10 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from math import inf
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -194,32 +194,41 @@ class Loop:
 
     def _read(self, jobs: list[Job]) -> None:
         """Encode images, read prompts, write the first token of each."""
+        governor, text = self.batcher.governor, max(job.text_tokens for job in jobs)
+        forecast_s = governor.costs.read_s(jobs[0].counts, len(jobs), text)
+        self.pulse.expect(governor.scale * forecast_s)
         began = time.monotonic()
         try:
             visual, encoded = self._vision.tokens(jobs)
             logits = self._serving.prefill([Row(job.prompt, held) for job, held in zip(jobs, visual, strict=True)])
         # Whatever the model raises ends the requests it was about, not the server.
         except Exception as error:
-            self.pulse.passed("read", False)
+            self._passed("read", jobs, jobs)
             self._fail(jobs, error)
             return
         self._running += jobs
         for job in jobs:
             job.generator = generator_of(job.sampling)
         broken = self._append(jobs, logits)
-        self.pulse.passed("read", len(broken) < len(jobs))
+        self._passed("read", jobs, broken)
         ended = time.monotonic()
         for job in jobs:
             job.times.began, job.times.encoded, job.times.read = began, encoded, ended
-        self._note_read(jobs, ended - began)
+        with self.lock:
+            governor.corrected(forecast_s, ended - began, text)
+        self._note_read(jobs)
         self._end(jobs, broken)
 
-    def _note_read(self, jobs: list[Job], took_s: float) -> None:
+    def _passed(self, kind: Literal["read", "write"], jobs: Sequence[Job], broken: Collection[Job]) -> None:
+        """A pass is over that gave the broken ones of its jobs no token."""
+        if len(broken) < len(jobs):
+            self.pulse.passed(kind)
+        else:
+            self.pulse.failed(kind, (job.asked for job in jobs))
+
+    def _note_read(self, jobs: list[Job]) -> None:
         counted = [job for job in jobs if job.replay_of is None]
         with self.lock:
-            governor = self.batcher.governor
-            text = max(job.text_tokens for job in jobs)
-            governor.corrected(governor.costs.read_s(jobs[0].counts, len(jobs), text), took_s, text)
             self.batcher.read(job.ticket.id for job in counted)
             self.counters.batches += 1
             self.counters.batched += len(jobs)
@@ -233,25 +242,26 @@ class Loop:
     def _write(self) -> None:
         """One more token for every running answer."""
         running = list(self._running)
+        governor, text = self.batcher.governor, max(job.text_tokens for job in running)
+        total = sum(sum(job.counts) for job in running) // len(running)
+        forecast_s = governor.costs.decode_s(total, len(running), text)
+        self.pulse.expect(governor.scale * forecast_s)
         began = time.monotonic()
         try:
             logits = self._serving.decode([job.written[-1] for job in running])
         # As above; a step has all running answers in it.
         except Exception as error:
-            self.pulse.passed("write", False)
+            self._passed("write", running, running)
             self._serving.release(range(len(running)))
             self._running = []
             self._fail(running, error)
             return
         broken = self._append(running, logits)
-        self.pulse.passed("write", len(broken) < len(running))
+        self._passed("write", running, broken)
         took_s = time.monotonic() - began
         with self.lock:
             self.batcher.stepped()
-            total = sum(sum(job.counts) for job in running) // len(running)
-            governor = self.batcher.governor
-            text = max(job.text_tokens for job in running)
-            governor.corrected(governor.costs.decode_s(total, len(running), text), took_s, text)
+            governor.corrected(forecast_s, took_s, text)
         self._end(running, broken)
 
     def _append(self, jobs: list[Job], logits: Tensor) -> set[Job]:
