@@ -93,7 +93,7 @@ class StepModule(nn.Module):
         expanded = self._task.expand(rows, work.count)
         valid = None if work.valid_B is None else torch.tensor(work.valid_B, device=features.device)
         logits = self._task.logits(self.model, features, expanded, work.count, valid)
-        if valid is None:
+        if self._distil is not None and valid is None:
             known[work.count, work.rows] = logits.detach()
         loss, plain = _weighted(self._task.loss, work.weight_B, expanded, logits)
         if work.teacher is not None and self._distil is not None:
