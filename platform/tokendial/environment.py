@@ -68,6 +68,14 @@ def worker_environment() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in EVERYWHERE.items()}
 
 
+def cluster_address() -> str:
+    """The Ray cluster that RAY_ADDRESS names, or one of this process's own.
+
+    Without an address Ray would join whatever cluster was started last on this machine.
+    """
+    return os.environ.get("RAY_ADDRESS") or "local"
+
+
 def has_gpu() -> bool:
     """Whether this process may use an NVIDIA GPU, judged without importing torch."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):

@@ -29,7 +29,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from tokendial import __version__
+from tokendial import __version__, environment
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from tokendial.serve.dial import Limits, Terms
@@ -252,8 +252,7 @@ def connect() -> bool:
     """Join the Ray cluster of this process, or start one on this machine's loopback; whether it was started."""
     if ray.is_initialized():
         return False
-    # Without an address Ray would join whatever cluster was started last on this machine.
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = environment.cluster_address()
     for name, value in CLUSTER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)

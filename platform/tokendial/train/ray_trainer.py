@@ -59,8 +59,7 @@ def connect() -> None:
         return
     with own_signals():
         ray.init(
-            # Without an address Ray would join whatever cluster was started last on this machine.
-            address=os.environ.get("RAY_ADDRESS") or "local",
+            address=environment.cluster_address(),
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=False,
