@@ -9,6 +9,9 @@ from tokendial.contracts import DataConfig
 class CaptionsData(DataConfig):
     """Null `path`: OpenMoji; otherwise a folder of images with a `metadata.csv` of `file_name,text`."""
 
+    path: str | None = Field(
+        default=None, description="folder of pictures with a metadata.csv of file_name,text; null: OpenMoji's"
+    )
     text_tokens: Annotated[int, Field(gt=0, strict=True)] = Field(
         default=32,
         description="text tokens each example is padded to, placeholders excluded; the longest caption must fit",

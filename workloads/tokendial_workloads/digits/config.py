@@ -9,6 +9,9 @@ from tokendial.contracts import DataConfig
 class DigitsData(DataConfig):
     """Null `path`: scikit-learn's 1,797 digits; otherwise a folder with one sub-folder of images per class 0 … 9."""
 
+    path: str | None = Field(
+        default=None, description="folder with a folder of images per class, 0 to 9; null: scikit-learn's digits"
+    )
     text_tokens: Annotated[int, Field(gt=0, strict=True)] = Field(
         default=73, description="text tokens each example is padded to, placeholders excluded"
     )
