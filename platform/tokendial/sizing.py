@@ -4,7 +4,8 @@
     communication = n (w − 1) ÷ w × bytes of the weights ÷ bandwidth of the slowest link
                     n = 2 up to ZeRO 2 (ring all-reduce of gradients), 3 in ZeRO 3 (two gathers, one scatter)
     memory = 2 bytes a weight in bf16, and where it is trained 14 more (its gradient, fp32 copy and two moments);
-             4 and 12 in fp32; divided as the stage divides them
+             4 and 12 in fp32, where ZeRO 1 and 2 hold each worker's part of the trained weights once more;
+             divided as the stage divides them
 
 Run it: python -m tokendial.sizing vlm.paper
 """
@@ -63,7 +64,7 @@ def state_bytes(config: RunConfig[Any], cost: Cost, workers: int, stage: int, bf
     """What a worker holds of weights, gradients and optimizer under a ZeRO stage, while the most parts are trained."""
     sizes = cost.num_parameters
     trained = max(sum(sizes[part] for part in recipe.train) for recipe in config.stages)
-    weight, gradient, optimizer = (2, 2, 12) if bf16 else (4, 4, 8)
+    weight, gradient, optimizer = (2, 2, 12) if bf16 else (4, 4, 12 if stage in (1, 2) else 8)
     held = {1: optimizer * trained, 2: gradient * trained, 3: weight * sum(sizes.values())}
     return sum(size / (workers if stage >= divides else 1) for divides, size in held.items())
 

@@ -21,11 +21,15 @@ import psutil
 import pytest
 from PIL import Image
 from ray import serve
-from serve_lab import Traffic, asked, body, kept, model_folder, posted, source_of, write_golden
+from serve_lab import SMALL, Traffic, asked, body, kept, model_folder, posted, source_of, write_golden
 from served_model import COUNTS, picture
+from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
+from tokendial.serve import hold
+from tokendial.serve.application import Endpoint
 from tokendial.serve.heads import HEAD_S
 from tokendial.serve.keep import Keeper
+from tokendial.serve.options import serve_settings
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +227,17 @@ def test_versions_change_under_traffic_and_a_bad_one_never_serves(
     assert any("promoted by alice" in line for line in said)
     other = asked(url, picture(5), "digits@16", seed=1)["choices"][0]["message"]["content"]
     assert other == asked(url, picture(5), "digits@16")["choices"][0]["message"]["content"]
+
+
+def test_a_second_keeper_on_the_same_cluster_is_refused_and_told_who_has_the_endpoint(
+    endpoint: tuple[Keeper, str, list[str]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hold, "PATIENCE_S", 2.0)
+    other = Endpoint(serve_settings(SMALL), None, ours=False)
+    with pytest.raises(ConfigError, match=r"kept by .+, for digits tiny; end that one first"):
+        Keeper(other, None, print).open(source_of(folder))
+    other.give_up()
+    assert asked(endpoint[1], picture(), "digits@4")["usage"]["visual_tokens"] == 4
 
 
 @pytest.mark.slow

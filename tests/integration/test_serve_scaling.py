@@ -74,11 +74,12 @@ def test_one_failed_start_of_two_replicas_does_not_end_a_version(ray_cluster: st
 
     folder = model_folder(tmp_path)
     endpoint = Endpoint(serve_settings([*SMALL, "replicas.least=2", "replicas.most=2"]), None, ours=False)
-    endpoint.open()
+    endpoint.open("a test")
     try:
         running = endpoint.start(Stumbling("digits", "1", folder=str(folder)))
         assert (folder.parent / "asked").is_dir()
         states = serve.status().applications[running.application].deployments["engine"].replica_states
         assert states == {"RUNNING": 2}
     finally:
+        endpoint.close()
         serve.shutdown()

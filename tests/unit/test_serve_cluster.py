@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError
 from ray.serve.schema import ApplicationStatus
+from tokendial.failures import ClusterAway, WorkFailed
 from tokendial.serve import application, declared
 from tokendial.serve.application import ENDPOINT, Endpoint, Running
 from tokendial.serve.dial import Terms
@@ -43,6 +45,7 @@ class Serve:
 def endpoint_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     monkeypatch.setattr(application, "serve", serve)
     monkeypatch.setattr(application, "beside_cpus", lambda: 0.0)
+    monkeypatch.setattr(application, "Hold", lambda: SimpleNamespace(take=lambda who: None, release=lambda: None))
     return Endpoint(serve_settings(["port=0", "timeout_s=0.1"]), None, ours=False)
 
 
@@ -80,7 +83,7 @@ def test_a_failed_start_ends_no_endpoint_that_was_there_before(
     endpoint = endpoint_on(serve, monkeypatch)
     endpoint.give_up()
     assert "tokendial-engine-7-4" in serve.going_on, "nothing was opened"
-    endpoint.open()
+    endpoint.open("a test")
     serve.found.setdefault(ENDPOINT, RUNNING)
     endpoint.give_up()
     assert serve.going_on == ({ENDPOINT, "tokendial-engine-7-4"} if before.get(ENDPOINT) is RUNNING else set())
@@ -91,10 +94,32 @@ def test_versions_go_on_counting_from_those_that_are_there_and_what_is_left_is_d
 ) -> None:
     serve = Serve(tokendial=RUNNING, tokendial_engine_7_4=RUNNING, tokendial_engine_12_5=RUNNING, other=RUNNING)
     endpoint = endpoint_on(serve, monkeypatch)
-    endpoint.open()
+    endpoint.open("a test")
     assert next(endpoint._numbers) == 13
     endpoint.drop_others(Running(Source("m", "5"), "tokendial-engine-12-5", None))  # type: ignore[arg-type]
     assert serve.going_on == {ENDPOINT, "tokendial-engine-12-5", "other"}
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (ActorUnavailableError("the controller restarts", None), ClusterAway),
+        (TimeoutError("Proxies not available after 60s."), ClusterAway),
+        (RuntimeError("Deploying application failed: ValueError: no such file"), WorkFailed),
+    ],
+    ids=["controller away", "no proxies", "version fails"],
+)
+def test_a_start_that_ray_fails_at_is_told_from_a_version_that_does(
+    raised: Exception, told: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        raise raised
+
+    serve = Serve()
+    serve.run = run  # type: ignore[attr-defined]
+    with pytest.raises(WorkFailed) as failed:
+        endpoint_on(serve, monkeypatch)._run(None, "tokendial-engine-1-4")
+    assert type(failed.value) is told
 
 
 def test_an_end_that_takes_longer_than_an_answer_may_is_told_and_waited_for_no_longer(

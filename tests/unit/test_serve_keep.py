@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tokendial.experiments import ConfigError
-from tokendial.failures import WorkFailed
+from tokendial.failures import ClusterAway, WorkFailed
 from tokendial.model_folder import Rung
 from tokendial.results import ExampleAnswers
 from tokendial.serve import keep
@@ -53,6 +53,9 @@ class ScriptedEndpoint:
             raise self.broken.pop(what)
 
     def start(self, source: Source, examples: Any) -> Any:
+        if broken := self.broken.pop(f"start {source.version}", None):
+            raise broken
+
         async def served() -> Served:
             return Served(source.name, source.version, "accuracy", 1, RUNGS)
 
@@ -187,6 +190,15 @@ def test_what_ray_raises_in_a_change_is_told_and_the_next_look_tries_again(follo
     assert endpoint.told == ["switch 2", "switch 1", "drop 2"]
     keeper.look()
     assert endpoint.told[3:] == ["switch 2", "promoted", "drop all but 2"]
+
+
+def test_a_version_that_ray_was_not_there_to_start_is_not_refused(following: Following) -> None:
+    keeper, endpoint, said = following
+    endpoint.broken = {"start 2": ClusterAway("Ray Serve does not answer: the actor is restarting")}
+    keeper.look()
+    assert (said[-1], endpoint.told) == ("Ray Serve does not answer: the actor is restarting", [])
+    keeper.look()
+    assert endpoint.told == ["switch 2", "promoted", "drop all but 2"]
 
 
 def test_no_other_version_is_started_before_one_that_failed_is_ended(following: Following) -> None:

@@ -24,9 +24,11 @@ def test_twice_the_workers_halve_the_computing_and_not_the_waiting() -> None:
     assert many.step_s * many.communication > few.step_s * few.communication
 
 
-@pytest.mark.parametrize(("bf16", "weight", "gradient", "optimizer"), [(True, 2, 2, 12), (False, 4, 4, 8)])
+@pytest.mark.parametrize(
+    ("bf16", "weight", "gradient", "optimizer", "copy"), [(True, 2, 2, 12, 0), (False, 4, 4, 8, 4)]
+)
 def test_gradients_and_moments_are_held_for_what_is_trained(
-    bf16: bool, weight: int, gradient: int, optimizer: int
+    bf16: bool, weight: int, gradient: int, optimizer: int, copy: int
 ) -> None:
     align = (
         'stages=[{"name": "a", "share": 1, "train": ["projector"]}, {"name": "b", "share": 1, "train": ["language"]}]'
@@ -39,4 +41,6 @@ def test_gradients_and_moments_are_held_for_what_is_trained(
     held = [state_bytes(config, cost, 4, stage, bf16) for stage in range(4)]
     shared = [0, optimizer * trained, (optimizer + gradient) * trained, held[0]]
     assert held[0] == weight * everything + (gradient + optimizer) * trained
-    assert held == [held[0] - part * 3 / 4 for part in shared]
+    # In fp32, ZeRO 1 and 2 train a copy of the weights.
+    copied = [0, copy * trained / 4, copy * trained / 4, 0]
+    assert held == [held[0] - part * 3 / 4 + more for part, more in zip(shared, copied, strict=True)]

@@ -23,7 +23,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError, RaySystemError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -31,9 +31,10 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from tokendial import __version__, environment
 from tokendial.experiments import ConfigError
-from tokendial.failures import WorkFailed
+from tokendial.failures import ClusterAway, WorkFailed
 from tokendial.serve.dial import Limits, Terms
 from tokendial.serve.endpoint import EndpointReplica, Traces
+from tokendial.serve.hold import Hold
 from tokendial.serve.ingress import Options
 from tokendial.serve.limits import Caps
 from tokendial.serve.options import ServeSettings
@@ -45,6 +46,8 @@ log = logging.getLogger("tokendial.serve")
 ENDPOINT = "tokendial"
 ENGINE = f"{ENDPOINT}-engine-"
 TELL_TIMEOUT_S = 5.0
+# The controller is restarted, or its node is lost, or so slow that a call times out.
+AWAY = (RayActorError, RaySystemError, RayServeException, TimeoutError)
 QUIET = LoggingConfig(log_level="ERROR", enable_access_log=False)
 
 # Of a cluster that is started here; on another it is the operator's to set.
@@ -82,6 +85,7 @@ class Endpoint:
         self.settings = settings
         self._keys, self._ours = keys, ours
         self._opened = False
+        self._hold = Hold()
         self._numbers = itertools.count(1)
         self._port = settings.port
         self._cpus = 0.0
@@ -93,8 +97,13 @@ class Endpoint:
         host = "localhost" if self.settings.on_loopback else self.settings.host
         return f"http://{host}:{self._port}"
 
-    def open(self) -> None:
-        """Start Serve's controller and proxy; raises ConfigError where the port is taken."""
+    def open(self, who: str) -> None:
+        """Start Serve's controller and proxy; raises ConfigError where the port is taken, or another process keeps it.
+
+        `who` is told to a process that would keep it too.
+        """
+        if not self._ours:
+            self._hold.take(who)
         self._port = free_port(self.settings.host, self.settings.port)
         place = ProxyLocation.HeadOnly if self.settings.on_loopback else ProxyLocation.EveryNode
         options = HTTPOptions(host=self.settings.host, port=self._port)
@@ -107,7 +116,10 @@ class Endpoint:
         self._numbers = itertools.count(1 + max(taken, default=0))
 
     def start(self, source: Source, examples: Sequence[Mapping[str, str]] = ()) -> Running:
-        """Start a version beside what runs; raises WorkFailed, and leaves nothing, where it does not get ready."""
+        """Start a version beside what runs; raises WorkFailed, and leaves nothing, where it does not get ready.
+
+        Where Serve cannot be asked, it raises ClusterAway; what it then leaves, `drop_others` of a later version drops.
+        """
         settings, replicas = self.settings, self.settings.replicas
         application = f"{ENGINE}{next(self._numbers)}-{re.sub('[^A-Za-z0-9-]', '-', source.version)[:40]}"
         gpus = replicas.gpus if replicas.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
@@ -204,6 +216,7 @@ class Endpoint:
         """After a start that failed: close what was opened for it; an endpoint that was there before goes on."""
         if self._ours or self._opened:
             self.close()
+        self._hold.release()
 
     def close(self) -> None:
         """End the endpoint, and the cluster where it was started for it."""
@@ -216,6 +229,7 @@ class Endpoint:
         leaving = {ENDPOINT, *_engines()}
         for application in leaving:
             serve.delete(application, _blocking=False)
+        self._hold.release()
         deadline = time.monotonic() + self.settings.timeout_s
         while left := leaving & set(serve.status().applications):
             if time.monotonic() > deadline:
@@ -241,6 +255,9 @@ class Endpoint:
             # Versions are proved in an event loop that ends; a router in it would end too and could not be shut down.
             outcome[0]._init(_run_router_in_separate_loop=True)
             return outcome[0]
+        # Serve tells of a version that fails by a RuntimeError of its own; these are about Serve itself.
+        if outcome and isinstance(outcome[0], AWAY):
+            raise ClusterAway(f"Ray Serve does not answer: {outcome[0]}") from outcome[0]
         reason = _reason(application) or (str(outcome[0]) if outcome else "")
         serve.delete(application, _blocking=False)
         if not outcome:

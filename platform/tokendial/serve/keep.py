@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tokendial import runs
 from tokendial.experiments import ConfigError
-from tokendial.failures import WorkFailed
+from tokendial.failures import ClusterAway, WorkFailed
 from tokendial.identity import user_name
 from tokendial.results import ExampleAnswers, read_examples
 from tokendial.serve.backend import Served, Whole
@@ -64,8 +64,9 @@ class Keeper:
 
     def open(self, source: Source) -> Served:
         """Serve the first version; raises WorkFailed where it does not prove itself."""
-        self._endpoint.open()
-        return self.change(source, user_name(), "the endpoint was started")
+        user = user_name()
+        self._endpoint.open(f"{user}, for {source.name} {source.version}")
+        return self.change(source, user, "the endpoint was started")
 
     def change(self, source: Source, by: str, reason: str) -> Served:
         """Serve another version, or keep the one that serves and raise WorkFailed."""
@@ -85,7 +86,7 @@ class Keeper:
         except Exception as error:
             if started is not None:
                 self._undo(started, before, told)
-            if not isinstance(error, WorkFailed):
+            if not isinstance(error, WorkFailed) or isinstance(error, ClusterAway):
                 raise
             raise self._refused_for(error, source, by, reason) from error
         self._running = started
