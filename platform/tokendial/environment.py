@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["apply", "build_folder", "has_gpu", "stale_locks", "warm", "worker_environment"]
+__all__ = ["apply", "build_folder", "has_gpu", "protect_token", "stale_locks", "warm", "worker_environment"]
 
 TELEMETRY_OFF: Mapping[str, str] = {
     "DO_NOT_TRACK": "true",
@@ -29,6 +29,8 @@ EVERYWHERE: Mapping[str, str] = {
     **TELEMETRY_OFF,
     "OMP_NUM_THREADS": "1",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # How often Ray Train looks whether its workers are done or lost; its default is 2.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "TOKENIZERS_PARALLELISM": "false",
@@ -74,6 +76,13 @@ def cluster_address() -> str:
     Without an address Ray would join whatever cluster was started last on this machine.
     """
     return os.environ.get("RAY_ADDRESS") or "local"
+
+
+def protect_token() -> None:
+    """Ray leaves its authentication token readable by everyone; whoever reads it may run code on the cluster."""
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists():
+        token.chmod(0o600)
 
 
 def has_gpu() -> bool:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
+from tokendial_workloads.digits import source
 from tokendial_workloads.digits.config import DigitsData
 from tokendial_workloads.digits.data import DigitsMosaics, Mosaics
 from tokendial_workloads.digits.experiments import digits, tiny
@@ -200,6 +202,13 @@ def write_folder(root: Path, images_per_class: int) -> None:
         for number in range(images_per_class):
             pixels = random.integers(0, 256, (16, 16), np.uint8)
             Image.fromarray(pixels).save(root / str(digit) / f"{number}.png")
+
+
+def test_the_embedded_digits_are_those_of_scikit_learn() -> None:
+    ink, labels = source._embedded()
+    values, classes = load_digits(return_X_y=True)
+    assert np.array_equal(ink.reshape(len(ink), -1), np.round(np.asarray(values) * (255 / 16)))
+    assert np.array_equal(labels, classes)
 
 
 def test_a_folder_of_labelled_images_replaces_the_embedded_digits(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which Ray cluster an endpoint is opened on, and what it ends there."""
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +56,7 @@ def endpoint_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
     ids=["unset", "empty", "given"],
 )
 def test_only_a_cluster_that_is_named_is_joined_and_what_is_started_is_its_own(
-    address: str | None, joined: str, ours: bool, monkeypatch: pytest.MonkeyPatch
+    address: str | None, joined: str, ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str | None] = []
 
@@ -64,6 +65,10 @@ def test_only_a_cluster_that_is_named_is_joined_and_what_is_started_is_its_own(
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.touch(0o644)
     for name in application.CLUSTER_ENVIRONMENT:
         # `connect` sets them where they are not set; here they are taken back.
         monkeypatch.setenv(name, "kept")
@@ -73,6 +78,7 @@ def test_only_a_cluster_that_is_named_is_joined_and_what_is_started_is_its_own(
         monkeypatch.setenv("RAY_ADDRESS", address)
     assert application.connect() is ours
     assert asked == [joined]
+    assert token.stat().st_mode & 0o077 == 0, "Ray writes it for everyone to read"
 
 
 @pytest.mark.parametrize("before", [{}, {"tokendial": DELETING}, {"tokendial": RUNNING}], ids=["none", "old", "runs"])

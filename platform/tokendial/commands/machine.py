@@ -32,7 +32,7 @@ def doctor(json_: Json = False) -> None:
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
-    part: Annotated[str | None, typer.Argument(help="What to measure: train or kernels.")] = None,
+    part: Annotated[str | None, typer.Argument(help="What to measure: train, serve, search, jobs or kernels.")] = None,
     help_: Annotated[bool, typer.Option("--help", help="Show this message, or the options of PART.")] = False,
 ) -> None:
     """Measure this machine against stated floors and peers; rows go to benchmarks/. Options: `bench PART --help`."""

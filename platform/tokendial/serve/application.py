@@ -274,6 +274,7 @@ def connect() -> bool:
         os.environ.setdefault(name, value)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    environment.protect_token()
     return address == "local"
 
 

@@ -65,14 +65,7 @@ def connect() -> None:
             log_to_driver=False,
             configure_logging=True,
         )
-    _protect_token()
-
-
-def _protect_token() -> None:
-    """Ray leaves its authentication token readable by everyone; whoever reads it may run code on the cluster."""
-    token = Path.home() / ".ray" / "auth_token"
-    if token.exists():
-        token.chmod(0o600)
+    environment.protect_token()
 
 
 def cluster_room() -> Room:

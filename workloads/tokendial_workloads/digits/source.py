@@ -7,12 +7,12 @@ to train, 20 % to validation and 20 % to test; exact duplicates are dropped firs
 import hashlib
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from datasets import Array2D, ClassLabel, Dataset, Features, Value
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from tokendial_workloads.digits.mosaic import DIGIT
 from tokendial_workloads.images import open_image
@@ -64,9 +64,13 @@ def _dataset(keys: list[str], records: Mapping[str, tuple[np.ndarray, int]]) -> 
 
 
 def _embedded() -> tuple[np.ndarray, np.ndarray]:
-    values, labels = load_digits(return_X_y=True)
-    ink = np.round(np.asarray(values) * (255 / 16)).astype(np.uint8)
-    return ink.reshape(-1, DIGIT, DIGIT), np.asarray(labels)
+    """scikit-learn's file, read without importing scikit-learn: that takes longer than all else here."""
+    found = find_spec("sklearn")
+    assert found is not None, "scikit-learn is a dependency"
+    assert found.origin is not None
+    table = np.loadtxt(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    ink = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8)
+    return ink.reshape(-1, DIGIT, DIGIT), table[:, -1].astype(int)
 
 
 def _folder(path: str, invert: bool) -> tuple[np.ndarray, np.ndarray]:
