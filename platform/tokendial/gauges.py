@@ -18,7 +18,7 @@ from tokendial.ledger import Ledger
 from tokendial.metrics import SEARCH, TRAIN, Series
 
 if TYPE_CHECKING:
-    from tokendial.search.trials import Trial
+    from tokendial.search.trials import Book
 
 KEEP_S = 2.0
 _SUMS = ("visual_tokens", "text_tokens", "examples", "flops")
@@ -81,13 +81,13 @@ class SearchGauges:
         self._series["planned_trials"].set(trials)
         self._series["budget_flops"].set(budget_flops)
 
-    def trials(self, trials: Mapping[int, Trial]) -> None:
+    def trials(self, book: Book) -> None:
         """Where the trials of a search stand: how they ended, what they spent, and the best so far."""
-        ended = [trial.outcome for trial in trials.values() if trial.outcome is not None]
+        ended = [outcome for _, outcome in book.ended]
         states = Counter(outcome.status.lower() for outcome in ended)
         for state in ("finished", "pruned", "failed"):
             self._series["trials"].set(states[state], {"state": state})
-        self._series["trials"].set(len(trials) - len(ended), {"state": "running"})
+        self._series["trials"].set(len(book.trials) - len(ended), {"state": "running"})
         self._series["spent_flops"].set(sum(outcome.flops for outcome in ended))
         finished = [outcome for outcome in ended if outcome.status == "FINISHED" and "autc" in outcome.values]
         if finished:

@@ -59,8 +59,7 @@ class Desk:
     @property
     def finished(self) -> bool:
         """Whether every planned trial has ended."""
-        ended = sum(trial.outcome is not None for trial in self.book.trials.values())
-        return ended >= self.plan.trials
+        return len(self.book.ended) >= self.plan.trials
 
     def ask(self) -> TrialOrder | None:
         """The next trial: first those that were left unfinished, then new ones; None where there is none to start."""

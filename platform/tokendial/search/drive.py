@@ -16,8 +16,8 @@ from tokendial.resolve import resolve
 from tokendial.search import budget as allowance
 from tokendial.search import suggest, warm
 from tokendial.search.desk import Desk, check_candidates
-from tokendial.search.found import SearchResult, base_costs, find_search, read_plan, summarise
-from tokendial.search.plan import SearchPlan, check_base, check_request, make_plan, refuse_changes
+from tokendial.search.found import SearchResult, find_search, read_plan, summarise
+from tokendial.search.plan import SearchPlan, answer_costs, check_base, check_request, make_plan, refuse_changes
 from tokendial.search.space import Space, default_space, lists, load_space, scalars
 from tokendial.search.state import State
 from tokendial.tracking import resolve_uri, unsettled
@@ -189,7 +189,7 @@ def _worked(plan: SearchPlan, desk: Desk, folder: Path, progress: Progress) -> S
 
             tuning.run(desk, folder, slots, _Board(plan, desk, progress).show, record.told)
         progress({"stage": "report"})
-        result = _with_best(_reported(summarise(plan, desk.book, base_costs(plan)), plan, folder))
+        result = _with_best(_reported(summarise(plan, desk.book, answer_costs(desk.base)), plan, folder))
         status, failure = "FINISHED", None
     except (KeyboardInterrupt, Terminated):
         status, failure = "KILLED", "it was stopped; the same command continues it"
@@ -229,7 +229,7 @@ class _Board:
     def show(self, number: int, place: Mapping[str, Any]) -> None:
         where = f"{place['step']}/{place['total']}" if "total" in place else place.get("stage", "starting")
         self._places[number] = f"{number:03d} {where}"
-        done = {n: t for n, t in self._desk.book.trials.items() if t.outcome is not None}
+        done = {trial.number for trial, _ in self._desk.book.ended}
         running = [text for n, text in sorted(self._places.items()) if n not in done]
-        self._gauges.trials(self._desk.book.trials)
+        self._gauges.trials(self._desk.book)
         self._progress({"stage": "trials: " + ", ".join(running), "step": len(done), "total": self._plan.trials})

@@ -15,7 +15,7 @@ from tokendial.curve import Difference, Interval, ItemScores, TokenCurve, paired
 from tokendial.experiments import ConfigError
 from tokendial.scores import Scores
 from tokendial.search.objective import MINIMISED, envelope, hypervolume, pareto, worst_regret
-from tokendial.search.plan import SearchPlan, answer_costs
+from tokendial.search.plan import SearchPlan
 from tokendial.search.space import label
 from tokendial.search.trials import Book, Outcome, Trial
 
@@ -106,8 +106,7 @@ def read_found(name: str) -> SearchResult:
     if folder is None:
         raise ConfigError(f"search {name!r} is not under {runs.home()}")
     if not (folder / "result.json").exists():
-        done = sum(trial.outcome is not None for trial in Book(folder / "trials.jsonl").trials.values())
-        total = read_plan(folder).trials
+        done, total = len(Book(folder / "trials.jsonl").ended), read_plan(folder).trials
         raise ConfigError(
             f"search {name!r} is not finished: {done} of {total} trials are done; its command continues it"
         )
@@ -115,16 +114,16 @@ def read_found(name: str) -> SearchResult:
 
 
 def summarise(plan: SearchPlan, book: Book, base_costs: Mapping[int, float]) -> SearchResult:
-    """Put the trials of a finished ledger together."""
-    ended = [trial for trial in book.trials.values() if trial.outcome is not None]
-    finished = [trial for trial in ended if _outcome(trial).status == "FINISHED"]
-    best_curve = envelope(_outcome(trial).curve for trial in finished) if finished else {}
+    """Put the trials of a finished ledger together; `base_costs` are FLOPs of an answer of the base model by count."""
+    curves = [outcome.curve for _, outcome in book.ended if outcome.status == "FINISHED"]
+    best_curve = envelope(curves) if curves else {}
+    rows = sorted((_row(trial, outcome, best_curve) for trial, outcome in book.ended), key=lambda row: row.number)
+    finished = [row for row in rows if row.outcome.status == "FINISHED"]
     groups = _groups(plan, finished)
-    judged = [[_outcome(trial).values[name] for name in plan.objectives] for trial in finished]
+    judged = [[row.outcome.values[name] for name in plan.objectives] for row in finished]
     front = pareto(judged, [name in MINIMISED for name in plan.objectives]) if finished else []
-    spent = [_outcome(trial).flops for trial in ended]
     # A trial that was continued has the steps of every session and the seconds of its last.
-    whole = [o for o in map(_outcome, finished) if 0 < o.trained_seconds < o.seconds]
+    whole = [row.outcome for row in finished if 0 < row.outcome.trained_seconds < row.outcome.seconds]
     outside = sorted(outcome.seconds - outcome.trained_seconds for outcome in whole)
     slot_seconds = sum(session.seconds * session.slots for session in book.sessions)
     tower_flops, tower_seconds = _towers(plan.name)
@@ -134,29 +133,23 @@ def summarise(plan: SearchPlan, book: Book, base_costs: Mapping[int, float]) -> 
         experiment=plan.experiment,
         algorithm=plan.algorithm,
         objectives=plan.objectives,
-        trials=tuple(_row(trial, best_curve) for trial in sorted(ended, key=lambda trial: trial.number)),
+        trials=tuple(rows),
         groups=tuple(groups),
         best=_best(plan, groups, finished),
         front=tuple(finished[index].number for index in front),
         costs=dict(base_costs),
-        hypervolume=hypervolume([_outcome(trial).curve for trial in finished], base_costs) if finished else None,
+        hypervolume=hypervolume(curves, base_costs) if curves else None,
         flops_per_trial=plan.flops,
-        flops=sum(spent),
+        flops=sum(row.outcome.flops for row in rows),
         tower_flops=tower_flops,
-        accounting=max((abs(_outcome(t).flops / plan.flops - 1) for t in finished), default=0.0),
+        accounting=max((abs(row.outcome.flops / plan.flops - 1) for row in finished), default=0.0),
         utilisation=trained / slot_seconds if slot_seconds else None,
         overhead_s=outside[len(outside) // 2] if outside else None,
         wall_seconds=sum(session.seconds for session in book.sessions),
     )
 
 
-def _outcome(trial: Trial) -> Outcome:
-    assert trial.outcome is not None, f"trial {trial.number} has not ended"
-    return trial.outcome
-
-
-def _row(trial: Trial, best: Mapping[int, float]) -> TrialRow:
-    outcome = _outcome(trial)
+def _row(trial: Trial, outcome: Outcome, best: Mapping[int, float]) -> TrialRow:
     return TrialRow(
         number=trial.number,
         run=trial.run,
@@ -167,13 +160,13 @@ def _row(trial: Trial, best: Mapping[int, float]) -> TrialRow:
     )
 
 
-def _groups(plan: SearchPlan, finished: Sequence[Trial]) -> list[Group]:
+def _groups(plan: SearchPlan, finished: Sequence[TrialRow]) -> list[Group]:
     """Trials grouped by all but the seed, best first, each held against the best over the seeds both have."""
-    members: dict[str, list[Trial]] = {}
-    for trial in finished:
-        members.setdefault(_outcome(trial).group, []).append(trial)
-    scores = {key: {_seed(t): _scores(t) for t in trials} for key, trials in members.items()}
-    means = {key: _means(plan, trials) for key, trials in members.items()}
+    members: dict[str, list[TrialRow]] = {}
+    for row in finished:
+        members.setdefault(row.outcome.group, []).append(row)
+    scores = {key: {row.outcome.seed or 0: _scores(row) for row in rows} for key, rows in members.items()}
+    means = {key: _means(plan, rows) for key, rows in members.items()}
     first = plan.objectives[0]
     ranked = sorted(members, key=lambda key: -means[key][first])
     found = []
@@ -181,8 +174,8 @@ def _groups(plan: SearchPlan, finished: Sequence[Trial]) -> list[Group]:
         curve = _pooled(scores[key])
         found.append(
             Group(
-                label=label(members[key][0].candidate.overrides),
-                trials=tuple(trial.number for trial in members[key]),
+                label=label(members[key][0].overrides),
+                trials=tuple(row.number for row in members[key]),
                 seeds=tuple(sorted(scores[key])),
                 values=means[key],
                 autc=curve.autc,
@@ -200,24 +193,19 @@ def _behind(best: Mapping[int, ItemScores], own: Mapping[int, ItemScores]) -> Di
     return paired_difference(best, own) if shared and alike else None
 
 
-def _means(plan: SearchPlan, trials: Sequence[Trial]) -> dict[str, float]:
-    return {name: fmean(_outcome(trial).values[name] for trial in trials) for name in plan.objectives}
+def _means(plan: SearchPlan, rows: Sequence[TrialRow]) -> dict[str, float]:
+    return {name: fmean(row.outcome.values[name] for row in rows) for name in plan.objectives}
 
 
-def _best(plan: SearchPlan, groups: Sequence[Group], finished: Sequence[Trial]) -> int | None:
+def _best(plan: SearchPlan, groups: Sequence[Group], finished: Sequence[TrialRow]) -> int | None:
     if not groups:
         return None
-    values = {trial.number: _outcome(trial).values[plan.objectives[0]] for trial in finished}
+    values = {row.number: row.outcome.values[plan.objectives[0]] for row in finished}
     return max(groups[0].trials, key=lambda number: values[number])
 
 
-def _seed(trial: Trial) -> int:
-    seed = _outcome(trial).seed
-    return 0 if seed is None else seed
-
-
-def _scores(trial: Trial) -> ItemScores:
-    return Scores.read(runs.home() / trial.run / "scores.json").items
+def _scores(row: TrialRow) -> ItemScores:
+    return Scores.read(runs.home() / row.run / "scores.json").items
 
 
 def _pooled(scores: Mapping[int, ItemScores]) -> TokenCurve:
@@ -232,10 +220,3 @@ def _towers(search: str) -> tuple[float, float]:
     paths = runs.home().glob(f"{search}.tower-*/result.json")
     results = [json.loads(path.read_text("utf-8")) for path in paths]
     return sum(result["flops"] for result in results), sum(result["seconds"] for result in results)
-
-
-def base_costs(plan: SearchPlan) -> dict[int, float]:
-    """FLOPs of an answer of the base model at each count of the grid."""
-    from tokendial.resolve import resolve
-
-    return answer_costs(resolve(plan.experiment, plan.overrides))

@@ -159,9 +159,8 @@ def run(
 
 def _trained(desk: Desk) -> float:
     """Seconds of optimizer steps in the ledger."""
-    ended = [trial.outcome for trial in desk.book.trials.values() if trial.outcome]
     # A trial that an earlier session had trained, and this one only entered, took no time of its slot.
-    return sum(min(outcome.trained_seconds, outcome.seconds) for outcome in ended)
+    return sum(min(outcome.trained_seconds, outcome.seconds) for _, outcome in desk.book.ended)
 
 
 def _trial(config: dict[str, Any], stops: Any, home: str, cwd: str, path: list[str]) -> None:

@@ -14,7 +14,7 @@ from mlflow.entities import Metric, RunTag
 from tokendial import metrics
 from tokendial.runs import write_atomically
 from tokendial.search.plan import SearchPlan
-from tokendial.search.trials import Book, Outcome, Trial
+from tokendial.search.trials import Book, Outcome
 from tokendial.tracking.logs import log_logs
 from tokendial.tracking.opening import FOLDER, ensure_open, flatten, read_document
 from tokendial.tracking.server import AWAY, connect, logger, patient, probe, reason
@@ -111,9 +111,8 @@ class SearchRecord:
 
     def _close(self, client: MlflowClient, status: str, failure: str | None) -> None:
         self._run_id = ensure_open(client, self._uri, self._folder / FOLDER)
-        for trial in _ended(self._folder):
-            assert trial.outcome is not None, "only trials that ended are listed"
-            self._link(client, trial.number, trial.outcome)
+        for trial, outcome in Book(self._folder / "trials.jsonl").ended:
+            self._link(client, trial.number, outcome)
         with patient():
             for name in ("result.json", "report.html", "trials.jsonl"):
                 if (self._folder / name).exists():
@@ -149,7 +148,3 @@ def _public(plan: SearchPlan) -> dict[str, Any]:
     if uri := plan.base["tracking"]["uri"]:
         document["base"]["tracking"]["uri"] = redact(uri)
     return document
-
-
-def _ended(folder: Path) -> list[Trial]:
-    return [trial for trial in Book(folder / "trials.jsonl").trials.values() if trial.outcome is not None]
