@@ -249,7 +249,7 @@ def served_matrix(
         raise ValueError(f"runs with different grids are not compared: {sorted(grids)}")
     if len(seed_sets) != 1:
         raise ValueError(f"every row of the matrix needs the same seeds, got {sorted(seed_sets)}")
-    curves = [_pooled_curve(model) for model in models.values()]
+    curves = [pooled_curve(model) for model in models.values()]
     return Matrix(
         rows=tuple(models),
         counts=grids.pop(),
@@ -260,8 +260,8 @@ def served_matrix(
     )
 
 
-def _pooled_curve(model: Mapping[int, ItemScores]) -> TokenCurve:
-    """One curve over all seeds, its resampled unit the (seed, source item) pair."""
+def pooled_curve(model: Mapping[int, ItemScores]) -> TokenCurve:
+    """One curve of a model over all its seeds (keys), its resampled unit the (seed, source item) pair."""
     counts = next(iter(model.values())).counts
     sources = [f"{seed}/{source}" for seed, scores in model.items() for source in scores.sources]
     quality = {count: [value for scores in model.values() for value in scores.quality[count]] for count in counts}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tokendial.curve import Difference, ItemScores, paired_difference, unlike
-from tokendial.report.curves import CONFIG, plotly_curve
+from tokendial.report.curves import embed, plotly_curve
 from tokendial.report.matrices import note, plotly_matrix
 from tokendial.report.page import cell, page, section, table
 from tokendial.report.palette import FONTS, GRID, INK, colours
@@ -30,14 +30,14 @@ def compare_report(results: Sequence[RunResult], scores: Scores | None = None, t
     series = series_of(results)
     label = metric_label(series)
     parts = [
-        section("Curves", "; ".join([_curve_note(series), *apart(series)]), _embed(plotly_curve(series, label))),
+        section("Curves", "; ".join([_curve_note(series), *apart(series)]), embed(plotly_curve(series, label))),
         section("Summary", "means over seeds; AUTC is the area under the curve over log2 tokens", _summary(series)),
         _paired_section(series, scores or {}),
-        section("Quality and cost", "training FLOPs of one run, padding included", _embed(_cost_figure(series))),
+        section("Quality and cost", "training FLOPs of one run, padding included", embed(_cost_figure(series))),
         section("Runs", "one row per run", _runs(series)),
     ]
     parts += [
-        section(f"Trained at × served at: {result.name}", note(result.matrix), _embed(plotly_matrix(result.matrix, "")))
+        section(f"Trained at × served at: {result.name}", note(result.matrix), embed(plotly_matrix(result.matrix, "")))
         for result in results
         if result.matrix
     ]
@@ -153,8 +153,3 @@ def _cost_figure(series: Sequence[Series]) -> go.Figure:
     figure.update_xaxes(title="training FLOPs", gridcolor=GRID, rangemode="tozero")
     figure.update_yaxes(title="AUTC", gridcolor=GRID)
     return figure
-
-
-def _embed(figure: go.Figure) -> str:
-    """A figure's own part of the page; plotly itself is in the page once."""
-    return figure.to_html(include_plotlyjs=False, full_html=False, config=CONFIG)

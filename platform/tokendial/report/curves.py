@@ -73,6 +73,11 @@ def plotly_curve(series: Sequence[Series], metric: str, title: str = "Token curv
     return figure
 
 
+def embed(figure: go.Figure) -> str:
+    """A figure's own part of a page; plotly itself is in the page once."""
+    return figure.to_html(include_plotlyjs=False, full_html=False, config=CONFIG)
+
+
 def _draw_line(axes: Axes, line: Series, shade: str) -> None:
     counts = line.counts
     values = [line.points[count].quality for count in counts]

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from tokendial.report.curves import CONFIG
+from tokendial.report.curves import embed
 from tokendial.report.page import cell, page, section, table
 from tokendial.report.palette import FLEXIBLE, FONTS, GRID, INK, MUTED, styled
 from tokendial.search.domains import Choice
@@ -33,14 +33,14 @@ def search_html(result: SearchResult, space: Space) -> str:
     parts = [section("Groups over seeds", _about_groups(result), _groups(result))]
     if finished:
         parts += [
-            section("Curves", "every finished trial, the best in dark blue", _embed(curves_figure(result))),
-            section("Pareto front", "quality over the cost of an answer", _embed(front_figure(result))),
+            section("Curves", "every finished trial, the best in dark blue", embed(curves_figure(result))),
+            section("Pareto front", "quality over the cost of an answer", embed(front_figure(result))),
         ]
     names = [name for name in scalars(space) if len({str(row.chosen[name]) for row in finished}) > 1]
     if len(finished) > 2 and names:
         parts += [
             section(
-                "Parameters", f"a line a trial, coloured by {result.objectives[0]}", _embed(_parallel(result, space))
+                "Parameters", f"a line a trial, coloured by {result.objectives[0]}", embed(_parallel(result, space))
             ),
             section(
                 "What matters", "share of its variance that a parameter alone explains", _importance(result, space)
@@ -269,7 +269,3 @@ def _dressed(figure: go.Figure) -> go.Figure:
     figure.update_xaxes(gridcolor=GRID)
     figure.update_yaxes(gridcolor=GRID)
     return figure
-
-
-def _embed(figure: go.Figure) -> str:
-    return figure.to_html(include_plotlyjs=False, full_html=False, config=CONFIG)

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokendial import runs
-from tokendial.curve import Difference, Interval, ItemScores, TokenCurve, paired_difference, token_curve, unlike
+from tokendial.curve import Difference, Interval, ItemScores, paired_difference, pooled_curve, unlike
 from tokendial.experiments import ConfigError
 from tokendial.scores import Scores
 from tokendial.search.objective import MINIMISED, envelope, hypervolume, pareto, worst_regret
@@ -171,7 +171,7 @@ def _groups(plan: SearchPlan, finished: Sequence[TrialRow]) -> list[Group]:
     ranked = sorted(members, key=lambda key: -means[key][first])
     found = []
     for key in ranked:
-        curve = _pooled(scores[key])
+        curve = pooled_curve(scores[key])
         found.append(
             Group(
                 label=label(members[key][0].overrides),
@@ -206,13 +206,6 @@ def _best(plan: SearchPlan, groups: Sequence[Group], finished: Sequence[TrialRow
 
 def _scores(row: TrialRow) -> ItemScores:
     return Scores.read(runs.home() / row.run / "scores.json").items
-
-
-def _pooled(scores: Mapping[int, ItemScores]) -> TokenCurve:
-    sources = [f"{seed}/{source}" for seed, items in scores.items() for source in items.sources]
-    counts = next(iter(scores.values())).counts
-    quality = {count: [value for items in scores.values() for value in items.quality[count]] for count in counts}
-    return token_curve(ItemScores(sources, quality))
 
 
 def _towers(search: str) -> tuple[float, float]:
