@@ -43,10 +43,8 @@ class TrainingGauges:
             self._series["loss_nats"].set(values[metrics.LOSS], {"count": count})
             self._series["gradient_norm"].set(values[metrics.GRAD_NORM])
             self._series["step_seconds"].observe(values[metrics.STEP_SECONDS], {"count": count})
-        prefix = metrics.validation_quality(0).removesuffix("0")
-        for name, value in values.items():
-            if name.startswith(prefix):
-                self._series["validation_quality_ratio"].set(value, {"count": name.removeprefix(prefix)})
+        for count, quality in metrics.validation_curve(values).items():
+            self._series["validation_quality_ratio"].set(quality, {"count": str(count)})
 
     def stepped(self, step: int, skipped: int, ledger: Ledger) -> None:
         """An optimizer step is done; the ledger is the run's whole one."""

@@ -34,6 +34,12 @@ def validation_quality(count: int) -> str:
     return f"validation/quality/k{count}"
 
 
+def validation_curve(values: Mapping[str, float]) -> dict[int, float]:
+    """Quality by count of the validation metrics among `values`; empty where there are none."""
+    prefix = validation_quality(0).removesuffix("0")
+    return {int(name.removeprefix(prefix)): value for name, value in values.items() if name.startswith(prefix)}
+
+
 def quality(count: int) -> str:
     """Final quality at one count as a metric of its own, so that tables of runs have a column per count."""
     return f"quality/k{count}"

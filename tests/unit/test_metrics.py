@@ -23,6 +23,12 @@ def test_the_ledger_is_named_by_noun_and_count():
     assert "ledger/money" not in metrics.ledger_metrics(Ledger())
 
 
+def test_a_validation_curve_is_read_from_the_names_it_was_logged_under():
+    logged = {metrics.validation_quality(count): count / 100 for count in (4, 64)}
+    assert metrics.validation_curve({**logged, metrics.LOSS: 1.0}) == {4: 0.04, 64: 0.64}
+    assert metrics.validation_curve({metrics.LOSS: 1.0}) == {}
+
+
 def test_every_name_fits_the_scheme():
     constants = [value for key, value in vars(metrics).items() if key.isupper() and isinstance(value, str)]
     ledger = Ledger(price_per_hour=1.0)

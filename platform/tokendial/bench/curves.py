@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from tokendial import identity
+from tokendial import identity, metrics
 from tokendial.bench.records import machine
 from tokendial.contracts import RunConfig
 from tokendial.curve import autc
@@ -45,7 +45,6 @@ EXPERIMENT = "digits"
 ALLOWANCE, LONG = 3e12, 6e12
 # Seed 0 chose the found schedule, so it says nothing about how good that one is.
 CONTEST_SEEDS = (1, 2, 3)
-_QUALITY = "validation/quality/k"
 
 
 class Row(BaseModel):
@@ -238,8 +237,7 @@ def _work(config: RunConfig[Any], folder: Path, weights: Path | None, logged: di
     from tokendial.train.worker import Order, Seat, work
 
     def log(step: int, values: Mapping[str, float]) -> None:
-        line = {int(n.removeprefix(_QUALITY)): v for n, v in values.items() if n.startswith(_QUALITY)}
-        if line:
+        if line := metrics.validation_curve(values):
             logged.setdefault(step, {}).update(line)
 
     planned = with_horizon(config)

@@ -25,7 +25,6 @@ from tokendial.tracking.journal import read_metrics
 
 POLL_S = 0.25
 GRACE_S = 60.0
-_QUALITY = "validation/quality/k"
 
 
 @dataclass
@@ -81,8 +80,7 @@ def last_curve(order: TrialOrder) -> tuple[int, dict[int, float]] | None:
     """Step and quality by count of the newest whole validation curve that a run has journalled."""
     rows: dict[int, dict[int, float]] = {}
     for record in read_metrics(runs.home() / order.run / "tracking" / "metrics.jsonl"):
-        line = {int(n.removeprefix(_QUALITY)): v for n, v in record.values.items() if n.startswith(_QUALITY)}
-        if line:
+        if line := metrics.validation_curve(record.values):
             rows.setdefault(record.step, {}).update(line)
     whole = [(step, curve) for step, curve in sorted(rows.items()) if curve.keys() >= order.costs.keys()]
     return whole[-1] if whole else None
