@@ -1,5 +1,6 @@
 """A causal LM from a local folder comes with its own tokenizer: built, trained, graded, exported and read back."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -215,3 +216,33 @@ def test_what_does_not_fit_is_refused(overrides: list[str], words: list[str], pi
         prepare(overrides)
     assert all(word in str(refused.value) for word in words)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "words"),
+    [
+        ("vision", {"image_size": 96}, "image_size 96 does not fit the weights of .*, made for 48"),
+        ("vision", {"num_attention_heads": 4}, "num_attention_heads 4 does not fit .* for 2"),
+        ("language", {"num_key_value_heads": 4}, "num_key_value_heads 4 does not fit .* for 2"),
+        ("language", {"num_key_value_heads": None}, "num_key_value_heads 4 does not fit .* for 2"),
+        ("language", {"attention_bias": True}, "attention_bias True does not fit .* for False"),
+        ("language", {"tie_word_embeddings": True}, "tie_word_embeddings True does not fit .* for False"),
+        ("language", {"num_hidden_layers": 3}, "num_hidden_layers 3 does not fit .* for 2"),
+        ("language", {"num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 4, "vocab_size": 999}, None),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_sizes_of_a_source_are_those_of_its_weights(
+    section: str, change: dict[str, Any], words: str | None, pictures: Path, tmp_path: Path
+) -> None:
+    folder = language_folders.llava(tmp_path / "llava")
+    size = change.get("image_size", 48)
+    overrides = (
+        f"model.init_from={folder}", f"model.{section}.config={json.dumps(change)}", f"data.image_size={size}"
+    )  # fmt: skip
+    if words is None:
+        config = configured(pictures, *overrides)
+        workload(config.workload).load(config)[1].build_model(config)
+        return
+    with pytest.raises(ConfigError, match=f"model.{section}.config.{words}"):
+        configured(pictures, *overrides)

@@ -9,10 +9,12 @@ from tokendial.contracts import LanguageConfig, LoraConfig, ModelConfig, TowerCo
 from tokendial_workloads.vlm.adapters import merged
 from tokendial_workloads.vlm.build import TextIds, build_model, model_config, text_config, vision_config
 from tokendial_workloads.vlm.cost import ModelCost
+from tokendial_workloads.vlm.sources import copy_weights
 from tokendial_workloads.vlm.vocabulary import tokenizer_folder
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     SiglipConfig,
@@ -166,11 +168,25 @@ def test_a_field_changed_over_a_llava_folder_leaves_its_sizes(part: str, tmp_pat
     assert tokenizer_folder(config) == tmp_path
 
 
-def test_a_source_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "weight"),
+    [
+        ({"intermediate_size": 48}, r"layers.0.mlp.gate_proj.weight' is \(40, 16\)"),
+        ({"num_key_value_heads": 4}, r"layers.0.self_attn.k_proj.weight' is \(8, 16\)"),
+        ({"hidden_size": 8}, r"embed_tokens.weight' is \(20, 16\)"),
+        ({"vocab_size": 19}, r"embed_tokens.weight' is \(20, 16\)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_source_that_does_not_fit_is_refused(change: dict[str, int], weight: str, tmp_path: Path) -> None:
+    source = LlamaForCausalLM(LlamaConfig(vocab_size=20, **LLAMA.config))
+    target = LlamaForCausalLM(LlamaConfig(**{"vocab_size": 20, **LLAMA.config, **change}))
+    with pytest.raises(ValueError, match=f"weight '{weight} in the source"):
+        copy_weights(target.model, source.model, rows_may_end="embed_tokens.weight")
+
+
+def test_a_field_that_a_source_lacks_is_refused(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=20, **LLAMA.config)).save_pretrained(tmp_path)
-    wider = LanguageConfig(source=str(tmp_path), config={"intermediate_size": 48})
-    with pytest.raises(ValueError, match=r"weight 'layers.0.mlp.down_proj.weight' is \(16, 40\) in the source"):
-        build_model(tiny_model_config(language=wider), ids=IDS)
     with pytest.raises(ValueError, match="has no field 'hiden_size'"):
         build_model(tiny_model_config(language=LanguageConfig(source=str(tmp_path), config={"hiden_size": 1})), ids=IDS)
 

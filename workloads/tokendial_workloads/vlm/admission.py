@@ -12,6 +12,12 @@ from .fields import check_fields
 from .rotary import check_rope
 from .shapes import TowerShape, language_shape, language_values, tower_shape, tower_values
 
+# What the weights of a source are shaped for, or are read by.
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "image_size",
+    "patch_size", "stem_width", "attention_bias", "mlp_bias",
+)  # fmt: skip
+
 
 def check_model(config: RunConfig[Any], vocab_size: int) -> None:
     """Raise ValueError where the model cannot be built, or cannot run the counts; `vocab_size` is the tokenizer's."""
@@ -19,6 +25,7 @@ def check_model(config: RunConfig[Any], vocab_size: int) -> None:
     _check_sources(model)
     _check_tower(model)
     _check_language(model, vocab_size)
+    _check_source_sizes(model)
     tower = tower_shape(model)
     _check_projector(model, tower)
     if not -tower.num_layers - 1 <= model.feature_layer <= tower.num_layers:
@@ -113,6 +120,43 @@ def _check_language(model: ModelConfig, vocab_size: int) -> None:
         value = model.language.config.get(name)
         if value is not None and value >= shape.vocab_size:
             raise ValueError(f"{section}.{name} {value} is not an id of the {shape.vocab_size} in vocab_size")
+
+
+def _check_source_sizes(model: ModelConfig) -> None:
+    """A size changed over a source would leave a part of its weights random, or read them by other heads."""
+    for section, values_of in (("vision", tower_values), ("language", language_values)):
+        part = getattr(model, section)
+        source = part.source or model.init_from
+        if source is None:
+            continue
+        plain = model.model_copy(update={section: part.model_copy(update={"config": {}})})
+        (kind, here), (_, there) = values_of(model), values_of(plain)
+        for name in part.config:
+            now, before = _explicit(here, name), _explicit(there, name)
+            if not _fits(kind, name, now, before):
+                raise ValueError(
+                    f"model.{section}.config.{name} {now} does not fit the weights of {source}, made for {before}; "
+                    "leave it as it is there"
+                )
+
+
+def _explicit(values: Mapping[str, Any], name: str) -> Any:
+    """A field's value; where it is null or not there, what the model type takes for it."""
+    heads = values["num_attention_heads"]
+    meant = {"num_key_value_heads": heads, "head_dim": values["hidden_size"] // heads}
+    return values.get(name) or meant.get(name, False)
+
+
+def _fits(kind: str, name: str, now: Any, before: Any) -> bool:
+    if name == "num_hidden_layers":
+        # Its first layers are a model too.
+        return now <= before
+    if name == "vocab_size":
+        return now >= before
+    if name == "tie_word_embeddings":
+        return before or not now
+    # A stem computes its positions, for any number of patches.
+    return name not in _SIZES or now == before or (kind == "tokendial_stem" and name == "image_size")
 
 
 def _check_heads(section: str, values: Mapping[str, Any]) -> None:

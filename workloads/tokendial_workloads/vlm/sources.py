@@ -59,15 +59,13 @@ def load_sources(model: TokendialForConditionalGeneration, config: ModelConfig) 
         copy_weights(model.model.vision_tower, tower)
     if config.language.source is not None:
         language: Any = AutoModelForCausalLM.from_pretrained(config.language.source, **how)
-        copy_weights(model.model.language_model, language.base_model)
-        copy_weights(model.lm_head, language.get_output_embeddings())
+        _copy_language(model, language.base_model, language.get_output_embeddings())
 
 
 def _load_composite(model: TokendialForConditionalGeneration, source: str) -> None:
     found: Any = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32, use_safetensors=True)
     copy_weights(model.model.vision_tower, found.model.vision_tower)
-    copy_weights(model.model.language_model, found.model.language_model)
-    copy_weights(model.lm_head, found.lm_head)
+    _copy_language(model, found.model.language_model, found.lm_head)
     if _fits(model.model.multi_modal_projector, found.model.multi_modal_projector):
         copy_weights(model.model.multi_modal_projector, found.model.multi_modal_projector)
 
@@ -77,14 +75,24 @@ def _fits(target: nn.Module, source: nn.Module) -> bool:
     return shapes[0] == shapes[1]
 
 
-def copy_weights(target: nn.Module, source: nn.Module) -> None:
-    """Copy every parameter of `target` from `source`; rows past a smaller source vocabulary keep their own values."""
+def _copy_language(model: TokendialForConditionalGeneration, body: nn.Module, head: nn.Module) -> None:
+    """Rows of the vocabulary past a smaller one of the source keep their own values."""
+    copy_weights(model.model.language_model, body, rows_may_end="embed_tokens.weight")
+    copy_weights(model.lm_head, head, rows_may_end="weight")
+
+
+def copy_weights(target: nn.Module, source: nn.Module, rows_may_end: str = "") -> None:
+    """Copy every parameter of `target` from `source`; only the one named may have fewer rows there.
+
+    Raises ValueError where another has not the same shape: the rest of it would stay random.
+    """
     theirs = dict(source.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, parameter in target.named_parameters():
             if name not in theirs:
                 raise ValueError(f"the source has no weight {name!r}")
-            shape, rows = tuple(theirs[name].shape), theirs[name].shape[0]
-            if shape[1:] != parameter.shape[1:] or rows > parameter.shape[0]:
-                raise ValueError(f"weight {name!r} is {shape} in the source and {tuple(parameter.shape)} here")
+            shape, own = tuple(theirs[name].shape), tuple(parameter.shape)
+            rows = shape[0]
+            if shape[1:] != own[1:] or rows > own[0] or (rows < own[0] and name != rows_may_end):
+                raise ValueError(f"weight {name!r} is {shape} in the source and {own} here")
             parameter[:rows].copy_(theirs[name])
