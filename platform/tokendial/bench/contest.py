@@ -23,7 +23,7 @@ from tokendial.train import engine as ds
 from tokendial.train.horizon import StagePlan, language_span, stage_plans, step_cost
 from tokendial.train.loop import Job
 
-GEMM_SIZE = 1024
+GEMM_SIZE, GEMM_REPEATS = 1024, 15
 
 
 def contest(
@@ -117,11 +117,11 @@ def _flops(job: Job, plan: StagePlan) -> list[float]:
     return [step_cost(job.config, job.cost, plan.config, draw).flops / job.world for draw in draws]
 
 
-def gemm_rate(repeats: int = 15) -> float:
+def gemm_rate() -> float:
     """FLOP/s of one fp32 product of 1,024² matrices in this process, by its fastest call."""
     left, right = torch.randn(GEMM_SIZE, GEMM_SIZE), torch.randn(GEMM_SIZE, GEMM_SIZE)
     out, seconds = torch.empty_like(left), []
-    for _ in range(repeats):
+    for _ in range(GEMM_REPEATS):
         began = time.perf_counter()
         torch.mm(left, right, out=out)
         seconds.append(time.perf_counter() - began)

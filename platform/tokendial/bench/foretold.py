@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokendial.bench.laptop import single
-from tokendial.bench.records import Row
+from tokendial.bench.records import Row, single
 from tokendial.failures import WorkFailed
 
 EXPERIMENT = "digits.demo"

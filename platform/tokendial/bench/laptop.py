@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokendial.bench.cluster import Place, finished, local_cluster
-from tokendial.bench.records import Row, spread
+from tokendial.bench.records import Row, single, spread
 from tokendial.bench.start import first_step
 from tokendial.failures import WorkFailed
 from tokendial.jobs import package, training_order
@@ -79,13 +79,6 @@ def _first_step(place: Place, folder: Path, home: Path, name: str, *where: str) 
     if said.code:
         raise WorkFailed(f"run {name} failed: {said.err.strip()[-400:]}")
     return first_step(home / "mlflow.db", name) - began
-
-
-def single(name: str, setting: str, value: float, unit: str, at_most: float | None = None, num_samples: int = 1) -> Row:
-    return Row(
-        name=name, setting=setting, value=value, low=value, high=value, unit=unit, num_samples=num_samples,
-        at_most=at_most,
-    )  # fmt: skip
 
 
 def _run(*words: str | Path) -> str:

@@ -20,10 +20,9 @@ from typing import Any
 import psutil
 
 from tokendial.bench.cluster import Place, add_node, environment, free_ports, kill_node, local_cluster, restart_head
-from tokendial.bench.laptop import single
 from tokendial.bench.open_loop import chat, noise
-from tokendial.bench.records import Row
-from tokendial.bench.serve_edge import digits_model
+from tokendial.bench.records import Row, single
+from tokendial.bench.untrained import digits_model
 from tokendial.failures import WorkFailed
 from tokendial.serve.keys import Key, KeyStore
 
@@ -55,7 +54,7 @@ def head_rows(scripts: Path, folder: Path, requests: int) -> list[Row]:
     late = quantiles(load.latencies_ms, n=100)[98]
     setting = f"{requests} not streamed at {RATE:g}/s, {CLIENTS} clients; the head away for {away_s:.0f} s"
     return [
-        single("requests that failed", setting, load.failed / requests, "share", 0.0, requests),
+        single("requests that failed", setting, load.failed / requests, "share", 0.0, num_samples=requests),
         single("latency, p99", setting, late, "ms", num_samples=requests),
         single("latency, worst", setting, max(load.latencies_ms), "ms", num_samples=requests),
     ]

@@ -76,9 +76,9 @@ async def closed(client: Client, path: str, bodies: Sequence[bytes | None], clie
     return found, len(found) / (time.perf_counter() - began)
 
 
-async def opened(client: Client, path: str, rate: float, seconds: float, body: Any, seed: int = 0) -> list[Sample]:
+async def opened(client: Client, path: str, rate: float, seconds: float, body: Any) -> list[Sample]:
     """Poisson arrivals at `rate` a second; `body(number)` makes each request's."""
-    draws = random.Random(seed)
+    draws = random.Random(0)
     sent: list[asyncio.Task[Sample]] = []
     began, at = time.monotonic(), 0.0
     while (at := at + draws.expovariate(rate)) < seconds:
@@ -87,18 +87,18 @@ async def opened(client: Client, path: str, rate: float, seconds: float, body: A
     return list(await asyncio.gather(*sent))
 
 
-def chat(image: bytes, model: str, new_tokens: int, **fields: Any) -> bytes:
+def chat(image: bytes, model: str, new_tokens: int) -> bytes:
     """The body of a chat completion about one PNG."""
     url = f"data:image/png;base64,{base64.b64encode(image).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what is b3"}]
     message = {"role": "user", "content": content}
-    return json.dumps({"model": model, "messages": [message], "max_tokens": new_tokens, **fields}).encode()
+    return json.dumps({"model": model, "messages": [message], "max_tokens": new_tokens}).encode()
 
 
-def noise(seed: int, side: int = 48) -> bytes:
-    """A PNG of noise: no two are alike, so nothing is answered from a cache."""
+def noise(seed: int) -> bytes:
+    """A PNG of 48 × 48 pixels of noise: no two are alike, so nothing is answered from a cache."""
     from PIL import Image
 
     file = io.BytesIO()
-    Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(3 * side * side)).save(file, "PNG")
+    Image.frombytes("RGB", (48, 48), random.Random(seed).randbytes(3 * 48 * 48)).save(file, "PNG")
     return file.getvalue()

@@ -102,6 +102,22 @@ def spread(samples: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def single(
+    name: str,
+    setting: str,
+    value: float,
+    unit: str,
+    at_most: float | None = None,
+    at_least: float | None = None,
+    num_samples: int = 1,
+) -> Row:
+    """A figure without a spread."""
+    return Row(
+        name=name, setting=setting, value=value, low=value, high=value, unit=unit, num_samples=num_samples,
+        at_most=at_most, at_least=at_least,
+    )  # fmt: skip
+
+
 def load() -> float:
     """Runnable processes on the machine, averaged over the last minute."""
     return round(os.getloadavg()[0], 2)

@@ -40,13 +40,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def _measure(part: str) -> Callable[[Path, bool], list[records.Row]]:
     """A part's measurement as a function of an empty folder and of haste; torch and Ray are imported here."""
-    from tokendial.bench import namespace, serve_edge, serve_engine
+    from tokendial.bench import namespace, serve_edge, serve_engine, untrained
 
     def edge(folder: Path, quick: bool) -> list[records.Row]:
-        return serve_edge.edge_rows(serve_edge.digits_model(folder / "model"), 2 if quick else 10)
+        return serve_edge.edge_rows(untrained.digits_model(folder / "model"), 2 if quick else 10)
 
     def haproxy(folder: Path, quick: bool) -> list[records.Row]:
-        return namespace.haproxy_rows(serve_edge.digits_model(folder / "model"), 2 if quick else 10)
+        return namespace.haproxy_rows(untrained.digits_model(folder / "model"), 2 if quick else 10)
 
     def overload(folder: Path, quick: bool) -> list[records.Row]:
         return serve_edge.overload_rows(serve_engine.bench_model(folder / "model"), 5.0 if quick else 60.0)

@@ -20,12 +20,9 @@ import psutil
 from ray import serve
 
 from tokendial.bench.open_loop import Client, Sample, chat, closed, noise, opened
-from tokendial.bench.records import Row, spread
-from tokendial.curve import CurvePoint
-from tokendial.experiments import workload
+from tokendial.bench.records import Row, single, spread
 from tokendial.failures import WorkFailed
-from tokendial.model_folder import ModelCard, answer_flops, read_card, write_cards
-from tokendial.resolve import resolve
+from tokendial.model_folder import read_card
 from tokendial.serve.application import QUIET, Endpoint, connect, free_port
 from tokendial.serve.keep import Keeper
 from tokendial.serve.options import serve_settings
@@ -40,6 +37,7 @@ LEAST_OF_ALLOWED = 0.9
 LEAST_GOODPUT = 0.8
 MOST_REFUSAL_MS = 100.0
 MOST_GROWTH_MIB = 64.0
+START_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -51,26 +49,8 @@ class Targets:
     model: str
 
 
-def digits_model(folder: Path) -> Path:
-    """Export the model of the `digits` experiment with random weights and a made-up ladder."""
-    config = resolve("digits", [], machine_cpus=None)
-    chosen = workload(config.workload)
-    _, task = chosen.load(config)
-    task.export(task.build_model(config).eval(), config, str(folder))
-    cost = chosen.cost(config)
-    counts = config.evaluation.counts
-    card = ModelCard(
-        workload=config.workload, run="bench", metric="none: random weights", split="none", trained_counts=(),
-        evaluated_counts=counts, projector=config.model.projector, schedule={}, commit="unknown", autc=0.0,
-        data_digests={}, config=config.model_dump(mode="json"), versions={},
-    )  # fmt: skip
-    points = {count: CurvePoint(0.5, (0.5, 0.5), 0) for count in counts}
-    write_cards(folder, card, points, {count: answer_flops(cost, count) for count in counts})
-    return folder
-
-
 @contextmanager
-def targets(folder: Path, engine: Mapping[str, Any], timeout_s: float = 120.0) -> Iterator[Targets]:
+def targets(folder: Path, engine: Mapping[str, Any]) -> Iterator[Targets]:
     """Both endpoints over the same folder and engine settings, with one CPU thread each for the model."""
     overrides = ["port=0", "trace_share=0", *(f"engine.{key}={value}" for key, value in engine.items())]
     settings = serve_settings([*overrides, "engine.threads=1"])
@@ -83,7 +63,7 @@ def targets(folder: Path, engine: Mapping[str, Any], timeout_s: float = 120.0) -
         keeper.open(locate(str(folder), "", None)[0])
         empty = serve.deployment(num_replicas=1, max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(Empty)
         serve.run(empty.bind(), name="empty", route_prefix=EMPTY, logging_config=QUIET)
-        _wait_for(port, peer, timeout_s)
+        _wait_for(port, peer)
         yield Targets(endpoint.url, f"http://127.0.0.1:{port}", read_card(folder).workload)
     finally:
         peer.terminate()
@@ -117,9 +97,9 @@ async def _edge(places: Targets, rounds: int) -> list[Row]:
         }
         for number in range(rounds + 1):
             for name, (client, path) in paths.items():
-                single = _bodies(path, places.model, ALONE, 10_000 * number)
+                few = _bodies(path, places.model, ALONE, 10_000 * number)
                 many = _bodies(path, places.model, CROWD, 10_000 * number + 5_000)
-                samples, _ = await closed(client, path, single, 1)
+                samples, _ = await closed(client, path, few, 1)
                 several, rate = await closed(client, path, many, CONCURRENCY)
                 _all_answered(name, [*samples, *several])
                 # The first round warms everything up.
@@ -186,22 +166,14 @@ async def _overload(places: Targets, seconds: float) -> list[Row]:
     refused = [sample.latency_ms for sample in found if sample.status == 429]
     known = (len(answered) + len(refused)) / len(found)
     p99 = quantiles(refused, n=100)[98] if len(refused) > 1 else 0.0
+    goodput = len(answered) / took_s / capacity
     setting = f"open loop at 10 × {capacity:.1f} requests/s for {seconds:g} s, {len(found)} sent"
     return [
-        _one("goodput, share of capacity", setting, len(answered) / took_s / capacity, "ratio", at_least=LEAST_GOODPUT),
-        _one("refusals, p99", setting, p99, "ms", at_most=MOST_REFUSAL_MS),
-        _one("answered or refused as busy", setting, known, "share", at_least=1.0),
-        _one("memory growth of the cluster", setting, max(0.0, growth), "MiB", at_most=MOST_GROWTH_MIB),
+        single("goodput, share of capacity", setting, goodput, "ratio", at_least=LEAST_GOODPUT),
+        single("refusals, p99", setting, p99, "ms", at_most=MOST_REFUSAL_MS),
+        single("answered or refused as busy", setting, known, "share", at_least=1.0),
+        single("memory growth of the cluster", setting, max(0.0, growth), "MiB", at_most=MOST_GROWTH_MIB),
     ]
-
-
-def _one(
-    name: str, setting: str, value: float, unit: str, at_most: float | None = None, at_least: float | None = None
-) -> Row:
-    return Row(
-        name=name, setting=setting, value=value, low=value, high=value, unit=unit, num_samples=1, at_most=at_most,
-        at_least=at_least,
-    )  # fmt: skip
 
 
 def _memory_mib() -> float:
@@ -216,10 +188,10 @@ def _all_answered(name: str, samples: Sequence[Sample]) -> None:
         raise WorkFailed(f"{name} answered with {bad}; nothing is measured on a target that fails")
 
 
-def _wait_for(port: int, peer: subprocess.Popen[bytes], timeout_s: float) -> None:
+def _wait_for(port: int, peer: subprocess.Popen[bytes]) -> None:
     import socket
 
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + START_S
     while peer.poll() is None and time.monotonic() < deadline:
         with socket.socket() as probe:
             if not probe.connect_ex(("127.0.0.1", port)):

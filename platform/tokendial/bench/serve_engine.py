@@ -7,20 +7,19 @@ all different and nothing is cached, so every request pays for all of its work.
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokendial.bench.records import Row, spread
+from tokendial.bench.open_loop import noise
+from tokendial.bench.records import Row, single, spread
+from tokendial.bench.untrained import export_untrained
 from tokendial.contracts import RunConfig
-from tokendial.curve import CurvePoint
 from tokendial.experiments import workload
 from tokendial.failures import WorkFailed
-from tokendial.model_folder import ModelCard, answer_flops, write_cards
+from tokendial.model_folder import answer_flops
 from tokendial.resolve import resolve
 from tokendial.serve.engine import Engine
 from tokendial.serve.request import Ask, Busy, Done, Sampling, ServeRequest, Turn
@@ -47,42 +46,9 @@ MOST_LATE = 0.01
 
 
 def bench_model(folder: Path) -> Path:
-    """Export the bench model. Its ladder's quality is made up, rising with the count: the weights are random."""
-    config = configuration()
-    chosen = workload(config.workload)
-    _, task = chosen.load(config)
-    task.export(task.build_model(config).eval(), config, str(folder))
-    _endless(folder / "generation_config.json")
-    cost = chosen.cost(config)
-    points = {count: CurvePoint(*_made_up(rank), 0) for rank, count in enumerate(COUNTS, 1)}
-    card = ModelCard(
-        workload=config.workload,
-        run="bench",
-        metric="none: random weights",
-        split="none",
-        trained_counts=(),
-        evaluated_counts=COUNTS,
-        projector=config.model.projector,
-        schedule={},
-        commit="unknown",
-        autc=0.0,
-        data_digests={},
-        config=config.model_dump(mode="json"),
-        versions={},
-    )
-    write_cards(folder, card, points, {count: answer_flops(cost, count) for count in COUNTS})
-    return folder
-
-
-def _endless(path: Path) -> None:
-    """End answers at a token that is never written, so that all are as long as was asked for."""
-    document = json.loads(path.read_text("utf-8"))
-    path.write_text(json.dumps({**document, "eos_token_id": document["suppress_tokens"]}), "utf-8")
-
-
-def _made_up(rank: int) -> tuple[float, tuple[float, float]]:
-    quality = rank / len(COUNTS)
-    return quality, (quality, quality)
+    """Export the bench model, whose answers are as long as was asked for; its quality rises with the count."""
+    quality = {count: rank / len(COUNTS) for rank, count in enumerate(COUNTS, 1)}
+    return export_untrained(configuration(), folder, quality, endless=True)
 
 
 def configuration() -> RunConfig[Any]:
@@ -90,9 +56,9 @@ def configuration() -> RunConfig[Any]:
     return resolve("digits.tiny", OVERRIDES, machine_cpus=None)
 
 
-async def count_rows(folder: Path, rounds: int, threads: int = 1) -> list[Row]:
+async def count_rows(folder: Path, rounds: int) -> list[Row]:
     """Smallest against largest count at batch 32: the ratio of times, and its share of the ratio of FLOPs."""
-    engine = _engine(folder, threads, slots=CONCURRENCY)
+    engine = _engine(folder, slots=CONCURRENCY)
     ends = COUNTS[0], COUNTS[-1]
     taken: dict[int, list[float]] = {count: [] for count in ends}
     # The first round warms up; a spread needs two more.
@@ -116,11 +82,11 @@ async def count_rows(folder: Path, rounds: int, threads: int = 1) -> list[Row]:
     ]
 
 
-async def batching_rows(folder: Path, rounds: int, threads: int = 1) -> list[Row]:
+async def batching_rows(folder: Path, rounds: int) -> list[Row]:
     """Requests/s of 32 at once, counts mixed: batched by count against one after another."""
     wanted = list(COUNTS) * (CONCURRENCY // len(COUNTS))
     gains: list[float] = []
-    engines = {slots: _engine(folder, threads, slots=slots) for slots in (1, CONCURRENCY)}
+    engines = {slots: _engine(folder, slots=slots) for slots in (1, CONCURRENCY)}
     # The first round warms up; a spread needs two more.
     for number in range(1 + max(2, rounds)):
         taken = {}
@@ -141,14 +107,14 @@ async def batching_rows(folder: Path, rounds: int, threads: int = 1) -> list[Row
     ]
 
 
-async def governor_rows(folder: Path, seconds: float, loads: Sequence[float], threads: int = 1) -> list[Row]:
+async def governor_rows(folder: Path, seconds: float, loads: Sequence[float]) -> list[Row]:
     """Open-loop arrivals at shares of capacity × R, bending and not: accepted over target, refused, quality served.
 
     R is the ratio of times of the largest and the smallest count in closed batches of this run. Last, how long the
     full count takes to come back once the load is gone.
     """
     modes = ("on", "off")
-    engines = {mode: _engine(folder, threads, slots=CONCURRENCY, governor=mode, max_queue=256) for mode in modes}
+    engines = {mode: _engine(folder, slots=CONCURRENCY, governor=mode, max_queue=256) for mode in modes}
     for engine in engines.values():
         await engine.calibrate()
     capacity, ratio = await _capacity(engines["off"])
@@ -171,16 +137,9 @@ def _late_row(found: Sequence[Done | Busy], target_s: float, setting: str, mode:
     late = sum(done.latency_ms["total"] > 1e3 * target_s for done in accepted) / max(1, len(accepted))
     quality = sum(done.expected_quality or 0.0 for done in accepted) / max(1, len(accepted))
     refused = 1 - len(accepted) / max(1, len(found))
-    return Row(
-        name="accepted over target",
-        setting=f"{setting}, target {target_s:g} s; refused {refused:.1%}, mean quality {quality:.3f}",
-        value=late,
-        low=late,
-        high=late,
-        unit="share",
-        num_samples=len(accepted),
-        at_most=MOST_LATE if mode == "on" else None,
-    )
+    setting = f"{setting}, target {target_s:g} s; refused {refused:.1%}, mean quality {quality:.3f}"
+    at_most = MOST_LATE if mode == "on" else None
+    return single("accepted over target", setting, late, "share", at_most, num_samples=len(accepted))
 
 
 async def _seconds_until_full(engine: Engine, rate: float) -> float:
@@ -248,24 +207,15 @@ def _request(number: int, count: int | None, new_tokens: int, seed: int, **terms
     return ServeRequest(
         id=f"{seed}/{number}",
         turns=(Turn("user", (0, "what is b3")),),
-        images=(_noise(1000 * seed + number),),
+        images=(noise(1000 * seed + number),),
         asks=(Ask(count),),
         sampling=Sampling(new_tokens),
         **terms,
     )
 
 
-def _noise(seed: int) -> bytes:
-    """A PNG of 48 × 48 pixels of noise."""
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.frombytes("RGB", (48, 48), random.Random(seed).randbytes(3 * 48 * 48)).save(file, "PNG")
-    return file.getvalue()
-
-
-def _engine(folder: Path, threads: int, **settings: Any) -> Engine:
-    plain = {"threads": threads, "governor": "off", "cache_mib": 0, "replay_share": 0.0}
+def _engine(folder: Path, **settings: Any) -> Engine:
+    plain = {"threads": 1, "governor": "off", "cache_mib": 0, "replay_share": 0.0}
     return Engine.load(folder, EngineSettings(**{**plain, **settings}))
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tokendial.bench.records import Row
+from tokendial.bench.records import Row, single
 from tokendial.failures import WorkFailed
 from tokendial.metrics import LOSS
 
@@ -38,9 +38,9 @@ def start_rows(experiment: str) -> list[Row]:
     peak = max(tally["peak_bytes"] for tally in result["ledger"]["counts"].values()) / 2**20
     setting = f"{experiment}, {STEPS} steps, warm"
     return [
-        _single("command to first step", setting, first_s, "s", MOST_START_S),
-        _single("command to result, with scoring of 64 mosaics", setting, whole_s, "s"),
-        _single("peak memory of a worker (resident)", setting, peak, "MiB"),
+        single("command to first step", setting, first_s, "s", MOST_START_S),
+        single("command to result, with scoring of 64 mosaics", setting, whole_s, "s"),
+        single("peak memory of a worker (resident)", setting, peak, "MiB"),
     ]
 
 
@@ -53,9 +53,3 @@ def first_step(database: Path, run: str) -> float:
     finally:
         connection.close()
     return milliseconds / 1e3
-
-
-def _single(name: str, setting: str, value: float, unit: str, at_most: float | None = None) -> Row:
-    return Row(
-        name=name, setting=setting, value=value, low=value, high=value, unit=unit, num_samples=1, at_most=at_most
-    )

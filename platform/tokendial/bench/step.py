@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tokendial import identity
-from tokendial.bench.records import Row, spread
+from tokendial.bench.records import Row, single, spread
 from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
 from tokendial.resolve import resolve
@@ -26,7 +26,6 @@ MOST_IN_TRACKING = 0.01
 LEAST_SAVING = 0.85
 
 # Visual tokens dominate: 256 patches, up to 256 visual tokens beside 51 of text, language model of width 256.
-SAVING_COUNTS = (16, 64, 256)
 SAVING_ROWS = 8
 SAVING_OVERRIDES = (
     "schedule=tokenflex",
@@ -124,7 +123,6 @@ def _saving(measured: Sequence[Mapping[str, Any]], experiment: str) -> list[Row]
     ]
     times = {"value": 1 - saved[0] * (1 - flops_ratio), "low": 0.0, "high": 0.0}
     times |= {"low": 1 - saved[2] * (1 - flops_ratio), "high": 1 - saved[1] * (1 - flops_ratio)}
-    exact = {"value": flops_ratio, "low": flops_ratio, "high": flops_ratio, "num_samples": len(counts)}
     return [
         Row(
             name="saving realised, 2:3:5 law", setting=setting, unit="share", value=saved[0], low=saved[1],
@@ -132,7 +130,7 @@ def _saving(measured: Sequence[Mapping[str, Any]], experiment: str) -> list[Row]
             samples={**seconds, "count": counts, **{f"flops {name}": values for name, values in flops.items()}},
         ),
         Row(name="step time, mixed ÷ always-max", setting=setting, unit="ratio", num_samples=len(counts), **times),
-        Row(name="FLOPs, mixed ÷ always-max", setting=setting, unit="ratio", **exact),
+        single("FLOPs, mixed ÷ always-max", setting, flops_ratio, "ratio", num_samples=len(counts)),
         Row(
             name="step at always-max", setting=setting, unit="s", **spread(seconds["always-max"]),
             floor_s=_floor_s(measured, "always-max"),
@@ -180,18 +178,11 @@ def _floor_s(measured: Sequence[Mapping[str, Any]], lane: str) -> float:
 
 def _tracking(first: Mapping[str, Any], setting: str) -> list[Row]:
     """What tracking costs the tracked lane; its threads' CPU time falls on whichever lane has its turn."""
-    step_s = sum(first["seconds"]["ZeRO-1"])
-    rows = []
-    for name, key, limit in (
-        ("tracking calls on the training thread ÷ step", "tracking_caller_s", MOST_IN_TRACKING),
-        ("CPU time of tracking's own threads ÷ step", "tracking_threads_cpu_s", None),
-    ):
-        share = first[key] / step_s
-        num_samples = len(first["seconds"]["ZeRO-1"])
-        rows.append(
-            Row(
-                name=name, setting=setting, unit="share", value=share, low=share, high=share, num_samples=num_samples,
-                at_most=limit,
-            )
-        )  # fmt: skip
-    return rows
+    steps = first["seconds"]["ZeRO-1"]
+    return [
+        single(name, setting, first[key] / sum(steps), "share", limit, num_samples=len(steps))
+        for name, key, limit in (
+            ("tracking calls on the training thread ÷ step", "tracking_caller_s", MOST_IN_TRACKING),
+            ("CPU time of tracking's own threads ÷ step", "tracking_threads_cpu_s", None),
+        )
+    ]
