@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -171,6 +172,15 @@ def pinned(package: str) -> str:
     return next(line.partition("==")[2] for line in lines if line.startswith(f"{package}=="))
 
 
+def test_each_head_has_a_service_of_its_own_and_the_guide_forwards_the_research_clusters() -> None:
+    """KubeRay calls a head's service NAME-head-svc, after a RayCluster and a RayService alike."""
+    names = [document["metadata"]["name"] for document in RAY.values()]
+    assert len(set(names)) == len(names)
+    guide = (ROOT / "docs" / "operating.md").read_text("utf-8")
+    research = RAY["kuberay/cluster.yaml"]["metadata"]["name"]
+    assert set(re.findall(r"svc/(\S+)-head-svc", guide)) == {research}
+
+
 @pytest.mark.parametrize("name", [name for name, document in RAY.items() if document["kind"] == "RayJob"])
 def test_jobs_are_queued_continued_and_cleared_away(name: str) -> None:
     document = RAY[name]
@@ -232,6 +242,19 @@ def test_policies_close_the_namespace_and_open_it_pair_by_pair() -> None:
             assert own or rule["ports"], name
 
 
+@pytest.mark.parametrize("name", [name for name, document in RAY.items() if document["kind"] == "RayJob"])
+def test_a_jobs_submitter_reaches_the_head(name: str) -> None:
+    """KubeRay adds no label of its own to the submitter's pod."""
+    labels = RAY[name]["spec"]["submitterPodTemplate"]["metadata"]["labels"]
+    rules = DOCUMENTS["network/ray.yaml"]["spec"]["ingress"]
+    passed = [rule["ports"] for rule in rules for source in rule["from"] if selects(source, labels)]
+    assert passed == [[{"port": 8265}]]
+
+
+def selects(source: dict[str, Any], labels: dict[str, str]) -> bool:
+    return "podSelector" in source and source["podSelector"]["matchLabels"].items() <= labels.items()
+
+
 def test_runtime_environments_are_what_ray_takes() -> None:
     from ray.runtime_env import RuntimeEnv
 
@@ -255,6 +278,8 @@ def test_the_gpu_cluster_is_what_rays_launcher_takes() -> None:
     assert all("RAY_AUTH_MODE=token" in line for line in starts if "ray start" in line)
     assert "--dashboard-host=127.0.0.1" in starts[1]
     assert config["provider"]["cache_stopped_nodes"] is False
+    # Whoever gives workers a profile needs a right that Ray's default profile of a head lacks.
+    assert all("IamInstanceProfile" in node["node_config"] for node in config["available_node_types"].values())
 
 
 @pytest.mark.parametrize("kind", ["head", "worker"])
@@ -281,6 +306,14 @@ def test_images_are_pinned_and_run_as_an_ordinary_user() -> None:
     assert not any(line.startswith(("USER root", "USER 0")) for line in lines)
     torch = next(line for line in installs if "torch==" in line)
     assert f"torch=={pinned('torch')}" in torch
+    assert "--no-deps" in torch, "its index has no releases of what constraints.txt pins"
+
+
+def test_the_image_of_the_launchers_head_has_what_rays_autoscaler_imports() -> None:
+    image = yaml.safe_load((CLUSTERS / "aws" / "gpu.yaml").read_text())["docker"]["head_image"]
+    _, _, rest = (CLUSTERS / "Dockerfile").read_text().partition(f"AS {image.rpartition('-')[2]}\n")
+    pins = (CLUSTERS / "mlflow" / "requirements.txt").read_text().splitlines()
+    assert next(pin for pin in pins if pin.startswith("boto3==")) in rest.partition("\nFROM ")[0].split()
 
 
 def test_copied_files_exist_and_are_let_into_the_build() -> None:
@@ -321,7 +354,17 @@ def test_the_ingress_passes_on_whatever_body_the_endpoint_takes() -> None:
 
 
 def test_the_disruption_budget_covers_the_pods_that_serve() -> None:
-    wanted = DOCUMENTS["kuberay/disruption-budget.yaml"]["spec"]["selector"]["matchLabels"]
-    groups = cluster_spec(RAY["kuberay/service.yaml"])["workerGroupSpecs"]
-    for group in groups:
+    spec = DOCUMENTS["kuberay/disruption-budget.yaml"]["spec"]
+    wanted = spec["selector"]["matchLabels"]
+    serving = cluster_spec(RAY["kuberay/service.yaml"])
+    for group in serving["workerGroupSpecs"]:
         assert wanted.items() <= group["template"]["metadata"]["labels"].items()
+        assert 0 < spec["minAvailable"] < group["minReplicas"]
+    assert not wanted.items() <= serving["headGroupSpec"]["template"]["metadata"]["labels"].items()
+
+
+def test_budgets_count_pods_as_kubernetes_can_those_of_a_kind_without_a_scale() -> None:
+    """Else it allows no eviction at all; for other owners than its own kinds it asks for the scale subresource."""
+    for document in DOCUMENTS.values():
+        if document["kind"] == "PodDisruptionBudget":
+            assert isinstance(document["spec"].get("minAvailable"), int)
