@@ -15,13 +15,10 @@ import torch.distributed as dist
 
 from tokendial.bench.loops import Report, counts_of, ours, plain, trainer
 from tokendial.bench.turns import Loop, take_turns
-from tokendial.experiments import workload
 from tokendial.resolve import from_document
-from tokendial.schedule import TokenSchedule
 from tokendial.tracking.writer import MetricWriter
-from tokendial.train import engine as ds
-from tokendial.train.horizon import StagePlan, language_span, stage_plans, step_cost
-from tokendial.train.loop import Job
+from tokendial.train.horizon import StagePlan, stage_plans, step_cost
+from tokendial.train.loop import Job, make_job
 
 GEMM_SIZE, GEMM_REPEATS = 1024, 15
 
@@ -35,7 +32,8 @@ def contest(
     `tracked` the MLflow `uri` and `run_id` that it logs to.
     """
     steps, folder = order["steps"], Path(order["folder"])
-    jobs = {name: _job(lane["config"], steps, rank, world, device) for name, lane in order["lanes"].items()}
+    configs = {name: from_document(lane["config"]) for name, lane in order["lanes"].items()}
+    jobs = {name: make_job(config, steps, rank, world, device) for name, config in configs.items()}
     plans = {name: stage_plans(job.config, steps)[0] for name, job in jobs.items()}
     writer = MetricWriter(order["uri"], order["run_id"], folder / "tracking") if rank == 0 else None
     loops: dict[str, Loop] = {}
@@ -59,25 +57,6 @@ def contest(
         measured["tracking_threads_cpu_s"] = _tracking_cpu_s() - cpu_before
         writer.close()
     return measured
-
-
-def _job(document: dict[str, Any], steps: int, rank: int, world: int, device: torch.device) -> Job:
-    config = from_document(document)
-    chosen = workload(config.workload)
-    data, task = chosen.load(config)
-    return Job(
-        config=config,
-        data=data,
-        task=task,
-        cost=chosen.cost(config),
-        examples=data.datasets(config)["train"],
-        schedule=TokenSchedule(config.schedule),
-        span=language_span(stage_plans(config, steps)),
-        rank=rank,
-        world=world,
-        device=device,
-        dtype=ds.precision(config, device),
-    )
 
 
 def _loop(kind: str, job: Job, plan: StagePlan, report: Report, folder: str) -> Loop:

@@ -17,11 +17,12 @@ import torch
 import torch.distributed as dist
 from tokendial import metrics
 from tokendial.contracts import Batch, Cost, Data, Example, RunConfig, Task
+from tokendial.experiments import workload
 from tokendial.ledger import Ledger
 from tokendial.schedule import Plan, TokenSchedule
 from tokendial.schedule.draw import mix64, stream_key
 from tokendial.train import engine as ds
-from tokendial.train.horizon import Spent, StagePlan, executed, group_flops, step_cost
+from tokendial.train.horizon import Spent, StagePlan, executed, group_flops, language_span, stage_plans, step_cost
 from tokendial.train.memory import peak_bytes
 from tokendial.train.order import rank_batches
 from tokendial.train.rate import rate
@@ -73,6 +74,25 @@ class Job:
     world: int
     device: torch.device
     dtype: torch.dtype
+
+
+def make_job(config: RunConfig[Any], horizon: int, rank: int, world: int, device: torch.device) -> Job:
+    """The job of one worker of a run of `horizon` steps, with its data and task loaded."""
+    chosen = workload(config.workload)
+    data, task = chosen.load(config)
+    return Job(
+        config=config,
+        data=data,
+        task=task,
+        cost=chosen.cost(config),
+        examples=data.datasets(config)["train"],
+        schedule=TokenSchedule(config.schedule),
+        span=language_span(stage_plans(config, horizon)),
+        rank=rank,
+        world=world,
+        device=device,
+        dtype=ds.precision(config, device),
+    )
 
 
 Report = Callable[[State, Mapping[str, float]], None]

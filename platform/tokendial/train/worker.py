@@ -16,17 +16,15 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from tokendial import metrics
-from tokendial.experiments import workload
 from tokendial.ledger import Ledger
 from tokendial.resolve import from_document
 from tokendial.runs import write_atomically
-from tokendial.schedule import TokenSchedule
 from tokendial.schedule.draw import mix64, stream_key
 from tokendial.scores import Scores, examples_of, gather, grade
 from tokendial.train import checkpoint as ck
 from tokendial.train import engine as ds
-from tokendial.train.horizon import StagePlan, language_span, stage_plans
-from tokendial.train.loop import Job, NonFinite, State, all_sum, run_stage, share_peaks
+from tokendial.train.horizon import StagePlan, stage_plans
+from tokendial.train.loop import Job, NonFinite, State, all_sum, make_job, run_stage, share_peaks
 from tokendial.train.step import StepModule
 from tokendial.versions import versions
 from torch import nn
@@ -86,7 +84,7 @@ def work(order: Order, seat: Seat) -> None:
     config = from_document(order.config)
     if seat.world > 1:
         seat = replace(seat, patient=dist.new_group(backend="gloo", timeout=PATIENCE))
-    job = _job(config, order, seat)
+    job = make_job(config, order.horizon, seat.rank, seat.world, seat.device)
     if seat.rank == 0:
         shelf.writer = ck.Writer(shelf.root, config.checkpoint.keep, seat.committed)
     plans = stage_plans(config, order.horizon)
@@ -105,24 +103,6 @@ def work(order: Order, seat: Seat) -> None:
         shelf.writer.close()
     _barrier(seat)
     finish(job, order, seat, shelf)
-
-
-def _job(config: Any, order: Order, seat: Seat) -> Job:
-    chosen = workload(config.workload)
-    data, task = chosen.load(config)
-    return Job(
-        config=config,
-        data=data,
-        task=task,
-        cost=chosen.cost(config),
-        examples=data.datasets(config)["train"],
-        schedule=TokenSchedule(config.schedule),
-        span=language_span(stage_plans(config, order.horizon)),
-        rank=seat.rank,
-        world=seat.world,
-        device=seat.device,
-        dtype=ds.precision(config, seat.device),
-    )
 
 
 def _stages(
