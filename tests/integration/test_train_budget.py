@@ -8,7 +8,7 @@ from tokendial.experiments import workload
 from tokendial.failures import WorkFailed
 from tokendial.ledger import Ledger
 from tokendial.runs import Run
-from tokendial.train.driver import conclude
+from tokendial.train.conclude import conclude
 from tokendial.train.horizon import run_cost
 from tokendial.train.order import example_at
 from train_lab import Lab, configured
