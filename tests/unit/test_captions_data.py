@@ -47,10 +47,11 @@ def test_what_is_rendered_is_kept_beside_the_runs(tmp_path: Path, monkeypatch: p
     assert cache_folder() == runs.home() / "cache" == Path.home() / "runs" / "cache"
 
 
-def test_no_concept_is_in_two_splits() -> None:
+def test_no_concept_and_no_picture_is_in_two_splits() -> None:
     rows = caption_splits(None, 48)
-    concepts = [set(rows[split]["concept"]) for split in SPLITS]
-    assert len(set.union(*concepts)) == sum(map(len, concepts))
+    for column in ("concept", "png"):
+        held = [set(rows[split][column]) for split in SPLITS]
+        assert len(set.union(*held)) == sum(map(len, held))
 
 
 @pytest.mark.parametrize(
@@ -63,15 +64,17 @@ def test_no_concept_is_in_two_splits() -> None:
         ("1F934", "1F478"),
         ("1F936", "1F9D1-200D-1F384"),
         ("1F46C", "1F9D1-1F3FB-200D-1F91D-200D-1F9D1-1F3FF"),
+        ("1F48F", "1F469-1F3FB-200D-2764-FE0F-200D-1F48B-200D-1F468-1F3FB"),
+        ("1F1F3-1F1F4", "1F1F8-1F1EF"),
     ],
 )
-def test_variants_in_skin_tone_and_gender_are_one_concept(one: str, other: str) -> None:
+def test_variants_in_skin_tone_and_gender_and_what_is_drawn_alike_are_one_concept(one: str, other: str) -> None:
     assert concept(one) == concept(other)
     assert split_of(concept(one)) == split_of(concept(other))
 
 
 def test_people_and_things_are_told_apart() -> None:
-    assert group("1F469-200D-1F52C") == group("1F44B-1F3FF") == "people"
+    assert group("1F469-200D-1F52C") == group("1F44B-1F3FF") == group("1F48F") == "people"
     assert group("1F34E") == "things"
 
 
@@ -180,6 +183,18 @@ def test_a_folder_with_a_table_replaces_the_embedded_pictures(tmp_path: Path) ->
     rows = caption_splits(str(tmp_path), 32)
     assert sum(len(rows[split]) for split in SPLITS) == 60
     assert pictures("train", 0, CaptionsData(path=str(tmp_path), image_size=32))[0]["pixel_values"].shape == (3, 32, 32)
+
+
+def test_a_picture_with_several_captions_and_a_copy_of_it_are_in_one_split(tmp_path: Path) -> None:
+    write_folder(tmp_path, 60)
+    with (tmp_path / "metadata.csv").open("a") as table:
+        for number in range(60):
+            (tmp_path / f"copy {number}.png").write_bytes((tmp_path / f"{number}.png").read_bytes())
+            table.write(f"\n{number}.png,object {number}\ncopy {number}.png,copied {number}")
+    rows = caption_splits(str(tmp_path), 32)
+    shown = [set(rows[split]["png"]) for split in SPLITS]
+    assert [len(rows[split]) for split in SPLITS] == [3 * len(pictures) for pictures in shown]
+    assert len(set.union(*shown)) == sum(map(len, shown)) == 60
 
 
 @pytest.mark.parametrize("shape", [(200, 100), (100, 200), (90, 90)], ids=str)

@@ -26,12 +26,34 @@ SAME = {
     "1F46C": "1F46B",
     "1F46D": "1F46B",
 }
-SAME_SEQUENCES = {f"{ADULT}-1F384": "1F385", f"{ADULT}-1F91D-{ADULT}": "1F46B"}
-PEOPLE = frozenset((ADULT, CHILD, *SAME.values()))
+SAME_PEOPLE = {
+    f"{ADULT}-1F384": "1F385",
+    f"{ADULT}-1F91D-{ADULT}": "1F46B",
+    # kiss; couple with heart; family; people with bunny ears; people wrestling
+    f"{ADULT}-2764-1F48B-{ADULT}": "1F48F",
+    f"{ADULT}-2764-{ADULT}": "1F491",
+    f"{ADULT}-{ADULT}-{CHILD}": "1F46A",
+    f"{ADULT}-1F430-{ADULT}": "1F46F",
+    f"{ADULT}-1FAEF-{ADULT}": "1F93C",
+}
+# Flags that are drawn alike, by regional letters.
+SAME_FLAGS = {
+    # Heard & McDonald Islands, Australia; Clipperton Island and St. Martin, France; Ceuta & Melilla, Spain
+    "1F1ED-1F1F2": "1F1E6-1F1FA",
+    "1F1E8-1F1F5": "1F1EB-1F1F7",
+    "1F1F2-1F1EB": "1F1EB-1F1F7",
+    "1F1EA-1F1E6": "1F1EA-1F1F8",
+    # Svalbard & Jan Mayen, Norway; Monaco, Indonesia; Chad, Romania
+    "1F1F8-1F1EF": "1F1F3-1F1F4",
+    "1F1F2-1F1E8": "1F1EE-1F1E9",
+    "1F1F9-1F1E9": "1F1F7-1F1F4",
+}
+SAME_SEQUENCES = SAME_PEOPLE | SAME_FLAGS
+PEOPLE = frozenset((ADULT, CHILD, *SAME.values(), *SAME_PEOPLE.values()))
 
 
 def concept(key: str) -> str:
-    """The key without skin tone, gender and joiners; the same for every variant of one thing."""
+    """The key without skin tone, gender and joiners: the same for variants of one thing and for what looks alike."""
     dropped = SKIN_TONES | GENDER_SIGNS | {JOINER, VARIANT}
     kept = "-".join(SAME.get(part, part) for part in key.split("-") if part not in dropped)
     return SAME_SEQUENCES.get(kept, kept)

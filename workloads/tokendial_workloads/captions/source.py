@@ -1,15 +1,15 @@
 """Pictures and their captions as a `datasets.Dataset`, rendered once and kept in the cache folder.
 
 The embedded set is every emoji that OpenMoji draws and Unicode names. A folder holds `metadata.csv` with the columns
-`file_name` and `text`, the layout of `datasets`' imagefolder; pictures with one text are one concept. What is not
-square is letterboxed.
+`file_name` and `text`, the layout of `datasets`' imagefolder, where a picture may come with several texts; rows that
+share a text or a picture are one concept. What is not square is letterboxed.
 """
 
 import csv
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +27,7 @@ from tokendial_workloads.images import open_image
 from tokendial_workloads.vlm.letterbox import letterbox
 
 FEATURES = Features({name: Value("string") for name in ("text", "concept", "group")} | {"png": Value("binary")})
-DRAWING = "openmoji-1"
+DRAWING = "openmoji-2"
 
 
 @lru_cache(maxsize=2)
@@ -112,7 +112,26 @@ def _folder(root: Path, size: int) -> Dataset:
         raise ValueError(f"{table} is not a table in UTF-8: {error}") from error
     if not rows:
         raise ValueError(f"{table} names no pictures")
-    return Dataset.from_list([_picture(root, row, size) for row in rows], features=FEATURES)
+    pictures = [_picture(root, row, size) for row in rows]
+    concepts = shared([picture["text"] for picture in pictures], [picture["png"] for picture in pictures])
+    described = [{**picture, "concept": key} for picture, key in zip(pictures, concepts, strict=True)]
+    return Dataset.from_list(described, features=FEATURES)
+
+
+def shared(texts: Sequence[str], pictures: Sequence[bytes]) -> list[str]:
+    """The first text, in order of the alphabet, of all rows that a row shares a text or a picture with, near or far."""
+    before: dict[str, str] = {}
+    shown: dict[bytes, str] = {}
+
+    def first(text: str) -> str:
+        while (earlier := before.setdefault(text, text)) != text:
+            before[text] = text = before[earlier]
+        return text
+
+    for text, picture in zip(texts, pictures, strict=True):
+        one, other = sorted((first(text), first(shown.setdefault(picture, text))))
+        before[other] = one
+    return [first(text) for text in texts]
 
 
 def _picture(root: Path, row: Mapping[str, str | None], size: int) -> dict[str, Any]:
@@ -124,4 +143,4 @@ def _picture(root: Path, row: Mapping[str, str | None], size: int) -> dict[str, 
         raise ValueError(f"{root / 'metadata.csv'} names {row['file_name']}, which is outside of the folder")
     buffer = BytesIO()
     Image.Image.save(letterbox(open_image(file), size, size), buffer, "PNG")
-    return {"text": text, "concept": text, "group": "pictures", "png": buffer.getvalue()}
+    return {"text": text, "group": "pictures", "png": buffer.getvalue()}
