@@ -13,7 +13,7 @@ import pytest
 from tokendial import identity, runs
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
-from tokendial.jobs import Cluster, evaluation_order, search_order, serving_order, training_order
+from tokendial.jobs import Cluster, Order, evaluation_order, search_order, serving_order, training_order
 from tokendial.jobs.cluster import checked_address, find_token, is_loopback
 from tokendial.jobs.order import CONFIG, check_places, with_slashes
 from tokendial.jobs.package import archive, code, modules
@@ -156,6 +156,16 @@ def test_a_model_folder_of_this_machine_is_not_scored_on_a_cluster(tmp_path: Pat
     assert order.arguments == ("eval", "ada.digits.1a2b3c4d", "--counts", "1,4", "--json")
 
 
+def test_a_model_folder_of_the_cluster_is_scored_there_under_a_name_that_ray_can_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray makes a file of a job's name, and forgets the job where it cannot."""
+    order = evaluation_order("/only/there/model", {})
+    assert order == Order("eval.-only-there-model", ("eval", "/only/there/model", "--json"))
+    monkeypatch.setenv("TOKENDIAL_SHARED", str(tmp_path))
+    assert evaluation_order(str(tmp_path), {}).arguments[1] == str(tmp_path)
+
+
 def test_the_code_that_travels_is_whole_small_and_the_same_twice() -> None:
     package = code()
     assert package == code()
@@ -262,6 +272,23 @@ def test_a_serving_order_gives_lists_and_flags_again() -> None:
     words = ("host=0.0.0.0", "--model", "tokendial-digits/3", "--allow-image-host", "a", "--allow-image-host", "b")
     assert order.arguments == ("serve", *words, "--keys", "--json")
     assert order.run == "serve.tokendial-digits-3"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tracking", "words"),
+    [
+        ((), "http://ada:hidden@h:5000", r"--tracking-uri 'http://\*\*\*@h:5000' came with a user or password"),
+        ((), "sqlite:///x.db", "--tracking-uri 'sqlite:///x.db' is a file of this machine"),
+        (("name=http://ada:hidden@h",), None, r"name 'http://\*\*\*@h' came with a user or password"),
+    ],
+    ids=("password", "sqlite", "override"),
+)
+def test_what_an_endpoint_of_a_cluster_must_not_be_told_is_refused(
+    overrides: tuple[str, ...], tracking: str | None, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        serving_order("model", overrides, {"tracking-uri": tracking, "allow-image-host": None})
+    assert "hidden" not in str(caught.value)
 
 
 def test_a_redirect_does_not_take_the_token_elsewhere(no_token: Path, monkeypatch: pytest.MonkeyPatch) -> None:

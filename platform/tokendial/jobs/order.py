@@ -27,6 +27,8 @@ PLACES = (
     "model.language.source",
     "model.language.tokenizer",
 )
+# Where a tracking server is named: in a configuration, and by an option.
+TRACKING = ("tracking.uri", "--tracking-uri")
 
 
 @dataclass(frozen=True)
@@ -86,20 +88,22 @@ def with_slashes(space: str) -> str:
 
 
 def evaluation_order(model: str, options: Mapping[str, object]) -> Order:
-    """The order to score a run of the cluster; `options` are those of `tokendial eval`, None where not given."""
+    """The order to score a run or a folder of the cluster; `options` are `tokendial eval`'s, None where not given."""
     _check_model(model, "score")
-    return Order(model, ("eval", model, *_words(options), "--json"))
+    return Order(f"eval.{runs.plain(model)}", ("eval", model, *_words(options), "--json"))
 
 
 def serving_order(model: str, overrides: Sequence[str], options: Mapping[str, object]) -> Order:
     """The order to serve a run of the cluster or a registered model, until it is stopped."""
     _check_model(model, "serve")
+    settings = {key: value for key, _, value in (word.partition("=") for word in overrides)}
+    check_places(settings | {f"--{name}": value for name, value in options.items()})
     words = ("serve", *overrides, "--model", model, *_words(options), "--json")
     return Order(f"serve.{runs.plain(model)}", words)
 
 
 def _check_model(model: str, what: str) -> None:
-    if model == "last" or Path(model).exists():
+    if model == "last" or _is_here_only(model):
         raise ConfigError(
             f"model {model!r} is of this machine; give the name of a run of the cluster, or leave out --on to {what} "
             "it here"
@@ -132,9 +136,9 @@ def check_places(document: Mapping[str, Any]) -> None:
                 f"{key} {shown!r} came with a user or password, which would be stored with the job; leave it out and "
                 "let the cluster's secret hold it (AWS_…, MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD)"
             )
-        if key == "tracking.uri" and text.startswith("sqlite:"):
+        if key in TRACKING and text.startswith("sqlite:"):
             raise ConfigError(
-                f"tracking.uri {text!r} is a file of this machine; leave it out for the cluster's own, or give "
+                f"{key} {text!r} is a file of this machine; leave it out for the cluster's own, or give "
                 "http(s)://HOST:PORT of an MLflow server"
             )
         if key in PLACES and parts is None and _is_here_only(text):
