@@ -64,3 +64,23 @@ def test_work_that_the_base_install_cannot_do_says_what_to_install_or_where_to_s
             "tokendial: this needs the package 'torch', which the base install lacks; pip install "
             "'tokendial[train,search,serve]' here, or give --on URL of a cluster that has it"
         )
+
+
+# What the base install lacks of MLflow's packages, having `mlflow-skinny`: not there, rather than broken.
+BASE = """
+from importlib.machinery import PathFinder
+absent, found = {"sqlalchemy", "alembic", "pandas", "sklearn", "scipy", "flask", "ray", "torch"}, PathFinder.find_spec
+def find_spec(name, path=None, target=None):
+    return None if name.partition(".")[0] in absent else found(name, path, target)
+PathFinder.find_spec = find_spec
+"""
+
+
+def test_the_base_install_asks_the_tracking_server_for_logs(tmp_path: Path) -> None:
+    away = {"TOKENDIAL_HOME": str(tmp_path / "runs"), "MLFLOW_TRACKING_URI": "http://127.0.0.1:1"}
+    program = BASE + AWAY.format(arguments=["logs", "nobody"])
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, **away})
+    assert done.returncode == 2, done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert said.startswith("tokendial: run 'nobody' has no logs: run 'nobody' is not under")
+    assert "; tracking server http://127.0.0.1:1 is not usable (" in said

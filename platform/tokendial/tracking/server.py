@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -17,7 +18,6 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request_safe
-from sqlalchemy.exc import SQLAlchemyError
 
 from tokendial.tracking.uri import scrub
 
@@ -25,7 +25,12 @@ PROBE_SECONDS = 3.0
 UPLOAD_SECONDS = 600
 
 # What a server that is away, busy, broken or unwilling raises; nothing else is caught.
-AWAY = (MlflowException, SQLAlchemyError, OSError)
+AWAY: tuple[type[Exception], ...] = (MlflowException, OSError)
+if find_spec("sqlalchemy"):
+    # Of the whole MLflow, which opens databases; the base install asks servers only.
+    from sqlalchemy.exc import SQLAlchemyError
+
+    AWAY += (SQLAlchemyError,)
 
 # MLflow reads its timeout from the process's environment, so only one thread may have it raised.
 _uploading = threading.Lock()
