@@ -21,6 +21,8 @@ class Dashboard:
     logs: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     starting: int = 0  # submissions that it refuses, as a head does whose nodes are not up
+    away: int = 0  # requests that a proxy before it answers with 503
+    torn: int = 0  # logs that break off before their end
 
     def add(self, submission: str, run: str, user: str, status: str = "RUNNING", log: str | None = None) -> None:
         """A job of a run; a job that waits has no node yet, and without a log Ray does not find one."""
@@ -75,10 +77,13 @@ def dashboard() -> Iterator[Dashboard]:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             code, answer = board.answer(self.command, parts.path, parse_qs(parts.query), body)
             content = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
+            board.away, code = max(0, board.away - 1), 503 if board.away else code
+            torn = board.torn > 0 and "logs" in parts.path
+            board.torn -= torn
             self.send_response(code)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(content[:5] if torn else content)
 
         do_POST = do_PUT = do_GET
 

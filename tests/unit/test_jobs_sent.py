@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +151,32 @@ def test_an_order_that_is_at_work_already_is_found_by_its_name_here_too(board: D
     api.submit(board.url, order, say=say)
     assert board.asked.count("POST /api/jobs/") == 1
     assert record.exists()
+
+
+def test_a_log_that_breaks_off_is_asked_for_again(board: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[follow.__module__], "POLL_S", 0.01)
+    board.add("c-1", "c", ME, "SUCCEEDED", 'first\n{"done": true}\n')
+    board.torn = 1
+    said: list[str] = []
+    assert follow(Cluster(board.url), "c-1", None, said.append) == {"done": True}
+    assert said == ["first", '{"done": true}']
+
+
+def test_what_is_no_dashboard_at_all_is_said_in_one_sentence(home: Path) -> None:
+    """A port of Ray's that speaks gRPC, for one."""
+    del home
+
+    def answer() -> None:
+        other, _ = listener.accept()
+        with other:
+            other.recv(4096)
+            other.sendall(b"\x00\x00\x18\x04\x00\x00")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(WorkFailed, match=f"the cluster at {url} does not answer: BadStatusLine"):
+            Cluster(url).jobs()
 
 
 def test_a_cluster_that_stays_away_leaves_a_command_that_finds_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,11 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from http.client import HTTPException
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, ProxyHandler, Request, build_opener
 
@@ -107,14 +108,17 @@ class Cluster:
         headers = {"Content-Type": kind} | ({"Authorization": f"Bearer {self._token}"} if self._token else {})
         request = Request(self.url + path, data=body, headers=headers, method=method)
         try:
-            with self._opener.open(request, timeout=TIMEOUT_S) as answer:
-                return answer.read()
-        except HTTPError as error:
-            with error:
-                said = error.read().decode(errors="replace")
-            raise _refusal(self.url, method, path, error.code, said) from None
-        except (URLError, TimeoutError, ConnectionError) as error:
-            raise Unreachable(f"the cluster at {self.url} does not answer: {getattr(error, 'reason', error)}") from None
+            try:
+                with self._opener.open(request, timeout=TIMEOUT_S) as answer:
+                    return answer.read()
+            except HTTPError as error:
+                with error:
+                    code, said = error.code, error.read().decode(errors="replace")
+        except (OSError, HTTPException) as error:
+            # Also an answer that breaks off, or is no HTTP at all.
+            said = repr(error) if isinstance(error, HTTPException) else str(getattr(error, "reason", error))
+            raise Unreachable(f"the cluster at {self.url} does not answer: {said}") from None
+        raise _refusal(self.url, method, path, code, said)
 
 
 class _Absent(WorkFailed):
