@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from jobs_lab import local_cluster
-from run_lab import command, finished, until
+from run_lab import command, finished, say, until
 from serve_lab import SMALL, asked, model_folder
 from served_model import picture
 from tokendial import runs
@@ -19,22 +19,30 @@ from tokendial.resolve import resolve
 pytestmark = pytest.mark.slow
 
 
-def test_a_model_is_served_by_the_command_until_it_is_interrupted(
+def test_a_model_is_served_by_the_command_until_it_is_interrupted_and_then_again_at_the_same_address(
     home: Path, tmp_path: Path, ray_cluster: str
 ) -> None:
-    folder = model_folder(tmp_path)
-    process = command("serve", *SMALL, "--model", str(folder), "--json", home=home, address=ray_cluster)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, process.communicate()[1]
-        about = json.loads(line)
-        assert about["model"] == "digits"
-        assert asked(about["url"], picture(0), "digits@16")["usage"]["visual_tokens"] == 16
-    finally:
-        process.send_signal(signal.SIGINT)
-        ended = finished(process)
-    assert ended.code == 0, ended.err
+    serve = ("serve", *SMALL, "--model", str(model_folder(tmp_path)), "--json")
+
+    def address() -> str:
+        process = command(*serve, home=home, address=ray_cluster)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line, process.communicate()[1]
+            about = json.loads(line)
+            assert about["model"] == "digits"
+            assert asked(about["url"], picture(0), "digits@16")["usage"]["visual_tokens"] == 16
+        finally:
+            process.send_signal(signal.SIGINT)
+            ended = finished(process)
+        assert ended.code == 0, ended.err
+        return about["url"]
+
+    # The first one leaves the cluster's Serve behind, with its proxies.
+    assert address() == address()
+    refused = say(*serve, "port=1", home=home, address=ray_cluster)
+    assert (refused.code, "leave port out" in refused.err) == (2, True), refused.err
 
 
 def test_an_endpoint_is_sent_answers_and_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

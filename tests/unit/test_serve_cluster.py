@@ -1,14 +1,19 @@
 """Which Ray cluster an endpoint is opened on, and what it ends there."""
 
 import asyncio
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray import serve as real
 from ray.exceptions import ActorUnavailableError
+from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatus
+from tokendial.experiments import ConfigError
 from tokendial.failures import ClusterAway, WorkFailed
 from tokendial.serve import application, declared
 from tokendial.serve.application import ENDPOINT, Endpoint, Running
@@ -43,11 +48,20 @@ class Serve:
         return {name for name, status in self.found.items() if status is RUNNING}
 
 
-def endpoint_on(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Endpoint:
+def endpoint_on(
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    *settings: str,
+    there: HTTPOptions | None = None,
+    keys: str | None = None,
+) -> Endpoint:
+    """An endpoint on a cluster where Serve runs with the options `there`; None: it does not run yet."""
+    client = None if there is None else SimpleNamespace(http_config=there)
+    monkeypatch.setattr(application, "_get_global_client", lambda raise_if_no_controller_running: client)
     monkeypatch.setattr(application, "serve", serve)
     monkeypatch.setattr(application, "beside_cpus", lambda: 0.0)
     monkeypatch.setattr(application, "Hold", lambda: SimpleNamespace(take=lambda who: None, release=lambda: None))
-    return Endpoint(serve_settings(["port=0", "timeout_s=0.1"]), None, ours=False)
+    return Endpoint(serve_settings(["timeout_s=0.1", *(settings or ("port=0",))]), keys, ours=False)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +93,51 @@ def test_only_a_cluster_that_is_named_is_joined_and_what_is_started_is_its_own(
     assert application.connect() is ours
     assert asked == [joined]
     assert token.stat().st_mode & 0o077 == 0, "Ray writes it for everyone to read"
+
+
+@pytest.mark.parametrize("settings", [[], ["port=0"], ["port=8000", "host=127.0.0.1"]], ids=["none", "any", "the same"])
+def test_where_serve_runs_already_the_endpoint_listens_where_that_does(
+    settings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        port = proxy.getsockname()[1]
+        given = [each.replace("8000", str(port)) for each in settings or ["timeout_s=1"]]
+        endpoint = endpoint_on(Serve(), monkeypatch, *given, there=HTTPOptions(host="127.0.0.1", port=port))
+        endpoint.open("a test")
+        assert endpoint.url == f"http://localhost:{port}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "keys", "told"),
+    [
+        (["port=8001"], "127.0.0.1", None, "listens at port = 8000"),
+        (["host=0.0.0.0"], "127.0.0.1", "keys.db", "listens at host = '127.0.0.1'"),
+        (["port=0"], "0.0.0.0", None, "listens at host = '0.0.0.0', off loopback; give keys=true"),
+    ],
+    ids=["another port", "another host", "no keys off loopback"],
+)
+def test_an_address_that_serve_does_not_have_is_refused_and_so_is_one_that_needs_keys(
+    settings: list[str], host: str, keys: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = endpoint_on(Serve(), monkeypatch, *settings, there=HTTPOptions(host=host, port=8000), keys=keys)
+    with pytest.raises(ConfigError, match=told):
+        endpoint.open("a test")
+
+
+def test_keys_open_an_endpoint_where_serve_listens_off_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = endpoint_on(Serve(), monkeypatch, there=HTTPOptions(host="0.0.0.0", port=8000), keys="keys.db")
+    endpoint.open("a test")
+    assert endpoint.url == "http://0.0.0.0:8000"
+
+
+def test_a_route_that_another_application_has_is_told_and_refuses_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        raise RayServeException("Prefix / is being used by application 'theirs'.")
+
+    serve = Serve()
+    serve.run, serve.deployment, serve.ingress = run, real.deployment, real.ingress  # type: ignore[attr-defined]
+    with pytest.raises(ClusterAway, match="used by application 'theirs'"):
+        endpoint_on(serve, monkeypatch).switch(Running(Source("m", "5"), "tokendial-engine-1-5", None))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("before", [{}, {"tokendial": DELETING}, {"tokendial": RUNNING}], ids=["none", "old", "runs"])
@@ -158,9 +217,16 @@ def test_a_keeper_that_is_stopped_ends_the_endpoint_only_where_its_application_i
     serve.get_replica_context = lambda: SimpleNamespace(app_name="keeper")  # type: ignore[attr-defined]
     monkeypatch.setattr(declared, "serve", serve)
     opened = SimpleNamespace(close=lambda: ends.append("closed"), look=lambda: None)
-    monkeypatch.setattr(declared, "start", lambda *_: opened)
+    asked: list[tuple[str, ...]] = []
+
+    def start(_model: str | None, settings: tuple[str, ...], *_: Any) -> Any:
+        asked.append(settings)
+        return opened
+
+    monkeypatch.setattr(declared, "start", start)
     keeper = declared.KeeperReplica.__new__(declared.KeeperReplica)
-    asyncio.run(keeper.__init__(declared.Declared()))  # type: ignore[misc]
+    asyncio.run(keeper.__init__(declared.Declared(settings=("keys=false", "follow_s=9"))))  # type: ignore[misc]
+    assert serve_settings(asked[0]).keys, "a key is always asked for"
     # Serve calls it, and so does Python at the end.
     keeper.__del__()
     keeper.__del__()

@@ -25,6 +25,7 @@ import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RaySystemError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig, HTTPOptions, ProxyLocation
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, LoggingConfig
@@ -37,7 +38,7 @@ from tokendial.serve.endpoint import EndpointReplica, Traces
 from tokendial.serve.hold import Hold
 from tokendial.serve.ingress import Options
 from tokendial.serve.limits import Caps
-from tokendial.serve.options import ServeSettings
+from tokendial.serve.options import LOOPBACK, ServeSettings
 from tokendial.serve.replica import EngineReplica
 from tokendial.serve.source import Source
 
@@ -87,7 +88,6 @@ class Endpoint:
         self._opened = False
         self._hold = Hold()
         self._numbers = itertools.count(1)
-        self._port = settings.port
         self._cpus = 0.0
         self._front: DeploymentHandle[Any] | None = None
 
@@ -95,19 +95,25 @@ class Endpoint:
     def url(self) -> str:
         """Where the endpoint listens."""
         host = "localhost" if self.settings.on_loopback else self.settings.host
-        return f"http://{host}:{self._port}"
+        return f"http://{host}:{self.settings.port}"
 
     def open(self, who: str) -> None:
-        """Start Serve's controller and proxy; raises ConfigError where the port is taken, or another process keeps it.
+        """Start Serve's controller and proxies, or join those that this cluster has.
 
-        `who` is told to a process that would keep it too.
+        Raises ConfigError where these listen elsewhere than is asked for, the port is taken, or another process keeps
+        the endpoint; that one was told `who` does.
         """
         if not self._ours:
             self._hold.take(who)
-        self._port = free_port(self.settings.host, self.settings.port)
-        place = ProxyLocation.HeadOnly if self.settings.on_loopback else ProxyLocation.EveryNode
-        options = HTTPOptions(host=self.settings.host, port=self._port)
-        serve.start(proxy_location=place, http_options=options, logging_config=QUIET)
+        there = None if self._ours else _get_global_client(raise_if_no_controller_running=False)
+        if there is not None:
+            self.settings = listening(self.settings, there.http_config, self._keys is not None)
+        else:
+            port = free_port(self.settings.host, self.settings.port)
+            self.settings = self.settings.model_copy(update={"port": port})
+            place = ProxyLocation.HeadOnly if self.settings.on_loopback else ProxyLocation.EveryNode
+            options = HTTPOptions(host=self.settings.host, port=port)
+            serve.start(proxy_location=place, http_options=options, logging_config=QUIET)
         # Asked once: another number would restart the endpoint's processes at the next change.
         self._cpus = beside_cpus()
         found = serve.status().applications
@@ -189,6 +195,9 @@ class Endpoint:
         try:
             bound = endpoint.bind(options, self._keys, traces, settings.replicas.most)
             self._front = serve.run(bound, name=ENDPOINT, route_prefix="/", logging_config=QUIET)
+        # Such as that another application has the route `/`, which is no fault of this version.
+        except RayServeException as error:
+            raise ClusterAway(f"the endpoint could not be told of it: {error}") from error
         except RuntimeError as error:
             raise WorkFailed(f"the endpoint did not take it: {_reason(ENDPOINT) or error}") from error
         if not self._front.is_initialized:
@@ -285,6 +294,22 @@ def beside_cpus() -> float:
     """
     cpus = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
     return 0.001 if min(cpus) == 0 < max(cpus) else 0.0
+
+
+def listening(wanted: ServeSettings, there: HTTPOptions, keyed: bool) -> ServeSettings:
+    """The settings at the address of a Serve that runs already, which keeps the one that it was started with.
+
+    Raises ConfigError where another one was asked for, or a key is needed there and none is asked for.
+    """
+    for name, found in {"host": there.host, "port": there.port}.items():
+        if name in wanted.model_fields_set and getattr(wanted, name) not in (found, 0):
+            raise ConfigError(
+                f"this cluster's Ray Serve listens at {name} = {found!r} since it was started; "
+                f"leave {name} out, or end it with `serve shutdown`"
+            )
+    if there.host not in LOOPBACK and not keyed:
+        raise ConfigError(f"this cluster's Ray Serve listens at host = {there.host!r}, off loopback; give keys=true")
+    return wanted.model_copy(update={"host": there.host, "port": there.port})
 
 
 def free_port(host: str, wanted: int) -> int:

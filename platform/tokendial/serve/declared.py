@@ -35,8 +35,7 @@ class KeeperReplica:
     """Starts versions beside itself and follows the alias; ready once the first one answers."""
 
     async def __init__(self, declared: Declared) -> None:
-        # Serve's proxies listen already; any host but loopback asks for keys.
-        settings = (*declared.settings, "host=0.0.0.0", "port=0")
+        settings = (*declared.settings, "keys=true")
         every_s = serve_settings(settings).follow_s
         self._application = serve.get_replica_context().app_name
         self._endpoint = await asyncio.to_thread(start, declared.model, settings, None, None, log.info)
