@@ -150,6 +150,9 @@ def test_the_chat_template_renders_what_training_reads() -> None:
         ("cat cat", "cat", 2 / 3),
         ("dog", "cat", 0.0),
         ("", "cat", 0.0),
+        ("ein caf\N{LATIN SMALL LETTER E WITH ACUTE}", "ein cafe\N{COMBINING ACUTE ACCENT}", 1.0),
+        ("\N{DEVANAGARI LETTER KA}\N{DEVANAGARI VOWEL SIGN AA}", "\N{DEVANAGARI LETTER KA}", 0.0),
+        ("red \N{HEAVY BLACK HEART}\N{VARIATION SELECTOR-16}", "red", 1.0),
     ],
 )
 def test_token_f1(answer: str, text: str, f1: float) -> None:
@@ -212,6 +215,16 @@ def test_training_the_processor_and_the_endpoint_see_the_same_pixels(shape: tupl
     assert (served.numpy() == processed).all()
 
 
+def test_a_caption_is_the_same_composed_or_not(tmp_path: Path) -> None:
+    write_folder(tmp_path, 60)
+    accents = (" caf\N{LATIN SMALL LETTER E WITH ACUTE}", " cafe\N{COMBINING ACUTE ACCENT}")
+    with (tmp_path / "metadata.csv").open("a", encoding="utf-8") as table:
+        table.write("".join(f"\n{number}.png,{text}" for number, text in enumerate(accents)))
+    rows = caption_splits(str(tmp_path), 32)
+    texts = [text for split in SPLITS for text in rows[split]["text"] if "caf" in text]
+    assert texts == ["caf\N{LATIN SMALL LETTER E WITH ACUTE}"] * 2
+
+
 def test_a_table_as_spreadsheets_write_it_is_read(tmp_path: Path) -> None:
     write_folder(tmp_path, 60)
     table = tmp_path / "metadata.csv"
@@ -251,6 +264,7 @@ def test_the_card_of_a_model_names_the_terms_of_the_data_that_it_saw(path: str |
         ("unreadable", "not one of PNG"),
         ("short", "has a row without file_name or text: .'file_name': '0.png', 'text': None"),
         ("blank", "has a row without file_name or text: .'file_name': '0.png', 'text': ' '"),
+        ("wordless", "has a text without any word: .'file_name': '0.png', 'text': '!!!'"),
         ("empty", "names no pictures"),
         ("latin", "is not a table in UTF-8"),
     ],
@@ -266,6 +280,7 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, damage: str, re
         "unreadable": "note.png,a note",
         "short": "0.png",
         "blank": "0.png, ",
+        "wordless": "0.png,!!!",
         "latin": "0.png,café",
     }
     if damage in extra:

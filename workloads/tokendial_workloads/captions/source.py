@@ -9,6 +9,7 @@ import csv
 import hashlib
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
@@ -135,9 +136,11 @@ def shared(texts: Sequence[str], pictures: Sequence[bytes]) -> list[str]:
 
 
 def _picture(root: Path, row: Mapping[str, str | None], size: int) -> dict[str, Any]:
-    text = " ".join((row["text"] or "").lower().split())
+    text = " ".join(unicodedata.normalize("NFC", (row["text"] or "").lower()).split())
     if not row["file_name"] or not text:
         raise ValueError(f"{root / 'metadata.csv'} has a row without file_name or text: {dict(row)}")
+    if not any(map(str.isalnum, text)):
+        raise ValueError(f"{root / 'metadata.csv'} has a text without any word: {dict(row)}")
     file = (root / row["file_name"]).resolve()
     if not file.is_relative_to(root.resolve()):
         raise ValueError(f"{root / 'metadata.csv'} names {row['file_name']}, which is outside of the folder")

@@ -3,7 +3,7 @@
 Shapes: B pictures, N patches, C tower width, V vocabulary, T caption tokens.
 """
 
-import re
+import unicodedata
 from collections import Counter
 from typing import Any
 
@@ -68,8 +68,10 @@ class CaptionsTask(ImageTextTask):
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters and digits in lower case."""
-    return re.findall(r"[^\W_]+", text.lower())
+    """Runs of letters and digits with their marks (vowel signs, accents), composed and in lower case."""
+    composed = unicodedata.normalize("NFC", text.lower())
+    runs = "".join(part if unicodedata.category(part)[0] in "LNM" else " " for part in composed).split()
+    return [run for run in runs if any(map(str.isalnum, run))]
 
 
 def token_f1(answer: str, text: str) -> float:
