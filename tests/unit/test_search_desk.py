@@ -148,6 +148,41 @@ def test_trials_that_would_warm_the_same_tower_share_it(tmp_path: Path) -> None:
     assert towers[0] == towers[2] != towers[1] == towers[3]
 
 
+def test_trials_share_their_tower_where_compute_bounds_the_run(tmp_path: Path) -> None:
+    """A schedule that is cheap has more steps for the same FLOPs; its tower must not be warmed for longer."""
+    made = plan_search("digits.tiny", ("schedule=tokenflex,m3,uniform", "budget.flops=2e10"))
+    desk, towers = Desk(made, tmp_path), []
+    while (order := desk.ask()) is not None:
+        assert order.tower_config is not None
+        towers.append((order.tower_run, order.tower_config["budget"]["steps"]))
+    assert len(set(towers)) == 1
+
+
+def test_only_the_stages_that_come_first_are_shared(tmp_path: Path) -> None:
+    """A tower that is warmed again later is warmed there, by each trial."""
+    words = "ABCD"
+    kinds = ("tower", "language", "tower", "language")
+    stages = [
+        {"name": name, "share": share, "objective": kind}
+        for name, kind, share in zip(words, kinds, (100, 200, 100, 600), strict=True)
+    ]
+    made = plan_search("digits.tiny", ("seed=0,1", f"stages={json.dumps(stages)}", "budget.steps=1000"))
+    order = Desk(made, tmp_path).ask()
+    assert order is not None
+    assert order.tower_config is not None
+    assert [stage["name"] for stage in order.tower_config["stages"]] == ["A", "hand_over"]
+    assert order.tower_config["budget"]["steps"] == 101
+    assert [(stage["name"], stage["share"]) for stage in order.config["stages"]] == [("B", 200), ("C", 100), ("D", 600)]
+    assert order.config["budget"]["horizon"] == pytest.approx(900, abs=1)
+
+
+def test_a_trial_leaves_the_examples_that_its_experiment_asks_for(tmp_path: Path) -> None:
+    """They are the golden prompts of a version that is promoted from a search."""
+    order = Desk(plan("asha"), tmp_path).ask()
+    assert order is not None
+    assert order.config["evaluation"]["table_examples"] == 4
+
+
 def test_trials_are_grouped_by_all_but_their_seed(tmp_path: Path) -> None:
     """Also by what may change while a run goes on, and so is no part of its name."""
     lists = ("zero.stage=0,1", "schedule=tokenflex,m3", "seed=0,1")

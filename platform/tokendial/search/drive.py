@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokendial import environment, identity, runs
-from tokendial.contracts import RunConfig
+from tokendial.contracts import BudgetConfig, RunConfig
 from tokendial.driver_log import driver_log
 from tokendial.experiments import ConfigError
 from tokendial.failures import Terminated, WorkFailed
@@ -21,7 +21,7 @@ from tokendial.search.plan import SearchPlan, answer_costs, check_base, check_re
 from tokendial.search.space import Space, default_space, lists, load_space, scalars
 from tokendial.search.state import State
 from tokendial.tracking import resolve_uri, unsettled
-from tokendial.train.driver import sigterm_raises
+from tokendial.train.driver import sigterm_raises, with_horizon
 
 if TYPE_CHECKING:
     from tokendial.tracking.searches import SearchRecord
@@ -73,8 +73,8 @@ def plan_search(
     most = suggest.num_combinations(scalars(domains))
     if trials is not None and not 1 <= trials <= most:
         raise ConfigError(f"--trials {trials} is not in 1 to {most}, the combinations of the space")
-    who = identity.capture()
-    shares = warm.tower_steps(base) > 0
+    who, whole = identity.capture(), with_horizon(base).budget.horizon or 0
+    tower = warm.tower_steps(base, whole)
     plan = make_plan(
         domains,
         name=name,
@@ -87,7 +87,7 @@ def plan_search(
         trials=int(most) if algorithm == "grid" else trials or int(min(most, DEFAULT_TRIALS)),
         allowance=f"{budget or 'own'}{' per trial' if per_trial else ''}",
         flops=0.0,
-        shares_tower=shares,
+        shares_tower=tower > 0,
         limit_s=limit_s,
         user=who.user,
         commit=who.commit,
@@ -96,7 +96,8 @@ def plan_search(
     if new:
         plan = plan.model_copy(update={"name": runs.fresh_name(plan.name)})
     if find_search(plan.name) is None:
-        plan = plan.model_copy(update={"flops": _flops(plan, wanted, warm.without_tower(base) if shares else base)})
+        warmed = warm.without_tower(base).model_copy(update={"budget": BudgetConfig(steps=whole - tower)})
+        plan = plan.model_copy(update={"flops": _flops(plan, wanted, warmed if tower else base)})
     else:
         plan = _continued(plan, trials)
     check_candidates(plan)

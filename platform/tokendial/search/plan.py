@@ -14,13 +14,14 @@ from pydantic import BaseModel, ConfigDict
 from tokendial import runs
 from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError, workload
-from tokendial.resolve import resolve
+from tokendial.resolve import from_document, resolve
 from tokendial.search import budget, warm
 from tokendial.search.domains import Choice
 from tokendial.search.halving import rungs, validation_steps
 from tokendial.search.objective import OBJECTIVES, SCALARS
 from tokendial.search.space import Candidate, Space, check_space, describe, from_description
 from tokendial.search.suggest import ALGORITHMS
+from tokendial.train.driver import with_horizon
 
 TRIAL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,84}")
 Algorithm = Literal["grid", "random", "optuna", "asha"]
@@ -53,6 +54,11 @@ class SearchPlan(BaseModel):
     @property
     def domains(self) -> Space:
         return from_description(self.space)
+
+    @property
+    def horizon(self) -> int:
+        """Optimizer steps of the base configuration."""
+        return with_horizon(from_document(self.base)).budget.horizon or 0
 
     @property
     def rungs(self) -> tuple[float, ...]:
@@ -99,7 +105,7 @@ def as_trial(config: RunConfig[Any], flops: float, shares_tower: bool, judged: b
     """A configuration made comparable: its allowance, the split, and curves on the way where trials are judged."""
     if shares_tower:
         config = warm.without_tower(config)
-    evaluation = config.evaluation.model_copy(update={"split": "validation", "table_examples": 0})
+    evaluation = config.evaluation.model_copy(update={"split": "validation"})
     config = budget.with_flops(config.model_copy(update={"evaluation": evaluation}), flops)
     if judged:
         every = validation_steps(config.budget.horizon or 0)
@@ -111,7 +117,10 @@ def tower_of(plan: SearchPlan, candidate: Candidate) -> RunConfig[Any] | None:
     """The run that warms the tower of a candidate; None where trials warm their own."""
     if not plan.shares_tower:
         return None
-    return warm.tower_config(resolve(plan.experiment, (*plan.overrides, *candidate.overrides)))
+    config = resolve(plan.experiment, (*plan.overrides, *candidate.overrides))
+    # Of the steps of the base: those that a bound in FLOPs or tokens leaves a candidate depend on its schedule.
+    steps = warm.tower_steps(config, plan.horizon)
+    return warm.tower_config(config, steps) if steps else None
 
 
 def fingerprint(plan: SearchPlan) -> str:
