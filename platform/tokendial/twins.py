@@ -18,7 +18,7 @@ from tokendial.results import RunResult, write_result
 from tokendial.runs import Run, find
 from tokendial.schedule import preset
 from tokendial.scores import Scores
-from tokendial.train.driver import sigterm_raises, train
+from tokendial.train.driver import learn_id, sigterm_raises, train
 from tokendial.train.room import slots
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -172,7 +172,8 @@ def _recorded(run: Run, kind: str, seeds: Sequence[int], scores: Mapping[Key, It
     record = run.record
     assert record.tracking_uri is not None, "a finished run has a tracking address"
     finish(record.tracking_uri, run.folder, result, figures={n: Path(p) for n, p in result.figures.items()})
-    return result
+    learn_id(run, record.tracking_uri)
+    return run.read_result()
 
 
 def _scores(run: Run) -> ItemScores:

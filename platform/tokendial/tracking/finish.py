@@ -36,6 +36,20 @@ def finish(
 ) -> bool:
     """Log what a run ended with and set its terminal status; False: the server is away and `settle` has to follow.
 
+    See `note`.
+    """
+    note(run_dir, result, figures, examples)
+    return settle(uri, run_dir)
+
+
+def note(
+    run_dir: Path,
+    result: RunResult,
+    figures: Mapping[str, Path] | None = None,
+    examples: Sequence[ExampleAnswers] = (),
+) -> None:
+    """Write down what a run ended with, for `settle` to tell.
+
     The model folder is `result.model_dir`, `figures` are files by name. No writer may be open on the run any more.
     Raises ValueError where `result.status` is not terminal.
     """
@@ -50,7 +64,6 @@ def finish(
         "figures": {name: str(path.resolve()) for name, path in (figures or {}).items()},
     }
     write_atomically(folder / "finish.json", json.dumps(document))
-    return settle(uri, run_dir)
 
 
 def settle(uri: str, run_dir: Path) -> bool:
@@ -81,7 +94,7 @@ def _close(client: MlflowClient, run_id: str, folder: Path, document: Mapping[st
     _log_tables(client, run_id, folder, result)
     model_id = _log_model(client, run_id, result) if result.model_dir and result.curve else None
     _log_values(client, run_id, result, time_ms, model_id)
-    client.log_dict(run_id, document["result"], "result.json")
+    client.log_dict(run_id, {**document["result"], "run_id": run_id}, "result.json")
     log_logs(client, run_id, folder.parent / "logs")
     client.set_terminated(run_id, result.status, time_ms)
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tokendial.tracking.uri import fingerprint
+
 CAP_BYTES = 64 << 20
 
 
@@ -149,6 +151,13 @@ def read_metrics(path: Path) -> Iterator[Record]:
 def unsettled(folder: Path) -> bool:
     """Whether a finished run's tracking folder still holds something that its server was not told."""
     return (folder / "finish.json").exists()
+
+
+def linked_id(uri: str, folder: Path) -> str | None:
+    """The id that the server at `uri` gave the run of a tracking folder, as far as it is known here."""
+    path = folder / "link.json"
+    link = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return link["run_id"] if link.get("server") == fingerprint(uri) else None
 
 
 def _decode(line: bytes) -> Record | None:

@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 from tokendial.contracts import RunConfig
 from tokendial.identity import Identity
 from tokendial.runs import VOLATILE, write_atomically
+from tokendial.tracking.journal import linked_id
 from tokendial.tracking.server import AWAY, TrackingUnavailable, connect, logger, probe, reason
 from tokendial.tracking.uri import artifact_root, fingerprint, redact
 from tokendial.tracking.view import TAG, experiment_tags
@@ -165,11 +166,11 @@ def _volatile(key: str) -> bool:
 
 def _linked(client: MlflowClient, uri: str, folder: Path) -> Run | None:
     """The run that this folder opened before at this server, unless it was deleted there."""
-    link = read_document(folder / "link.json")
-    if link.get("server") != fingerprint(uri):
+    run_id = linked_id(uri, folder)
+    if run_id is None:
         return None
     try:
-        run = client.get_run(link["run_id"])
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None

@@ -17,7 +17,7 @@ from tokendial.evaluate import placed
 from tokendial.experiments import ConfigError, workload
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.resolve import from_document
-from tokendial.results import RunResult
+from tokendial.results import RunResult, write_result
 from tokendial.runs import Run
 from tokendial.train.checkpoint import WEIGHTS, newest
 from tokendial.train.conclude import conclude
@@ -106,10 +106,25 @@ def _settle(run: Run) -> None:
     from tokendial.tracking import unsettled
 
     uri = run.record.tracking_uri
-    if uri is not None and unsettled(run.folder / "tracking"):
+    if uri is None:
+        return
+    if unsettled(run.folder / "tracking"):
         from tokendial.tracking.finish import settle
 
         settle(uri, run.folder)
+    learn_id(run, uri)
+
+
+def learn_id(run: Run, uri: str) -> None:
+    """Write down the MLflow id, which a server that was away when the run was opened gave later."""
+    from tokendial.tracking import linked_id
+
+    run_id = linked_id(uri, run.folder / "tracking")
+    if run_id == run.record.run_id:
+        return
+    run.update(run_id=run_id)
+    if run.result.exists():
+        write_result(run.result, run.read_result().model_copy(update={"run_id": run_id}))
 
 
 def with_horizon(config: RunConfig[Any]) -> RunConfig[Any]:
@@ -142,21 +157,23 @@ def _tracked(
     progress: Progress,
     stop: threading.Event,
 ) -> RunResult:
-    from tokendial.tracking import resolve_uri
-    from tokendial.tracking.finish import finish
+    from tokendial.tracking import linked_id, resolve_uri
+    from tokendial.tracking.finish import finish, note, settle
     from tokendial.tracking.opening import open_run
     from tokendial.tracking.server import TrackingUnavailable
     from tokendial.train import ray_trainer
 
     uri = resolve_uri(config.tracking.uri, runs.home())
-    run_id, status, failure = run.record.run_id, "FAILED", "it ended without a result"
+    told, status, failure = run.folder / "tracking", "FAILED", "it ended without a result"
     try:
         ray_trainer.connect()
         run_id = open_run(config, who, uri, run.folder, digests=digests, forked_from=run.record.parent)
-        run.update(status="RUNNING", run_id=run_id, tracking_uri=uri, error=None)
+        run.update(status="RUNNING", run_id=run_id or linked_id(uri, told), tracking_uri=uri, error=None)
         _train(run, config, uri, run_id, weights, progress, stop)
         progress({"stage": "report"})
-        result, figures, examples = conclude(run, config, digests)
+        run.update(run_id=linked_id(uri, told))
+        # Before the run counts as finished: whatever ends this process then, the same command tells the server.
+        note(run.folder, *conclude(run, config, digests))
         status, failure = "FINISHED", None
     except (KeyboardInterrupt, Terminated):
         status, failure = "KILLED", "it was stopped; the same command continues it"
@@ -169,11 +186,14 @@ def _tracked(
         raise
     finally:
         run.update(status=status, error=failure)
-        if status != "FINISHED" and (run.folder / "tracking" / "opening.json").exists():
+        if status != "FINISHED" and (told / "opening.json").exists():
+            run_id = linked_id(uri, told)
             partial = RunResult(run_id=run_id, name=run.name, status=status, error=failure, seed=config.seed)
             finish(uri, run.folder, partial)
-    finish(uri, run.folder, result, figures=figures, examples=examples)
-    return result
+            learn_id(run, uri)
+    settle(uri, run.folder)
+    learn_id(run, uri)
+    return run.read_result()
 
 
 def _train(
