@@ -56,15 +56,16 @@ def _software() -> Iterator[Check]:
 
 
 def pinned() -> list[tuple[str, str]]:
-    """(name, release) of every dependency that this tokendial relies on in exactly one release."""
-    exact = re.compile(r"^([\w.-]+)(?:\[[^\]]*\])?==([^;\s]+)")
-    requirements = metadata.requires("tokendial") or []
-    return sorted({(found[1], found[2]) for line in requirements if (found := exact.match(line))})
+    """(name, release) of every package that training on this system relies on in exactly one release."""
+    exact = re.compile(r"^([\w.-]+)(?:\[[^\]]*\])?==([^;\s]+);(.*extra == 'train'.*)")
+    found = filter(None, map(exact.match, metadata.requires("tokendial") or []))
+    here = f"sys_platform == '{sys.platform}'"
+    return sorted((pin[1], pin[2]) for pin in found if "sys_platform" not in pin[3] or here in pin[3])
 
 
 def _package(pin: tuple[str, str]) -> Check:
     name, wanted = pin
-    advice = f"pip install -c constraints.txt {name}=={wanted}"
+    advice = f"pip install {name}=={wanted}"
     try:
         found = metadata.version(name)
     except metadata.PackageNotFoundError:
