@@ -185,8 +185,6 @@ def paired_difference(
     ours: Mapping[int, ItemScores],
     theirs: Mapping[int, ItemScores],
     count: int | None = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
 ) -> Difference:
     """Our quality minus theirs at `count` (None: in AUTC) over the seeds (keys) and examples that both answered.
 
@@ -206,9 +204,9 @@ def paired_difference(
         gaps.append(gap_I)
         units += [f"{key}/{source}" for source in ours[key].sources]
     gap_I1 = np.concatenate(gaps)[:, None]
-    draws_R = _resampled_means(gap_I1, _cluster(units), seed, resamples)[:, 0]
+    draws_R = _resampled_means(gap_I1, _cluster(units), 0, RESAMPLES)[:, 0]
     # The observed sample counts as one of the resamples, so p is never 0 (Davison & Hinkley 1997, section 4.2.1).
-    tail = (1 + min(int((draws_R <= 0).sum()), int((draws_R >= 0).sum()))) / (1 + resamples)
+    tail = (1 + min(int((draws_R <= 0).sum()), int((draws_R >= 0).sum()))) / (1 + RESAMPLES)
     return Difference(float(gap_I1.mean()), _interval(draws_R), min(1.0, 2 * tail), len(units), per_seed)
 
 

@@ -22,9 +22,8 @@ from tokendial.curve import autc
 from tokendial.experiments import ConfigError, workload
 from tokendial.resolve import resolve
 from tokendial.runs import config_hash, write_atomically
-from tokendial.search.budget import spent_after, with_flops
-from tokendial.search.halving import validation_steps
-from tokendial.search.plan import answer_costs
+from tokendial.search.budget import spent_after
+from tokendial.search.plan import answer_costs, as_trial
 from tokendial.search.space import candidate, default_space, scalars
 from tokendial.search.suggest import random
 
@@ -80,7 +79,6 @@ class Curves(BaseModel):
     experiment: str = EXPERIMENT
     setting: tuple[str, ...] = SETTING
     costs: dict[int, float] = {}
-    start_flops: float = 0.0
     machine: str = ""
     commit: str = ""
     rows: list[Row] = []
@@ -167,10 +165,7 @@ def of_contest(table: Curves) -> Iterator[Wanted]:
 def configured(wanted: Wanted) -> RunConfig[Any]:
     """The planned run of a schedule, from the common start on."""
     config = resolve(EXPERIMENT, (*SETTING, *wanted.overrides, f"seed={wanted.seed}"))
-    config = with_flops(config, wanted.allowance)
-    every = validation_steps(config.budget.horizon or 0)
-    evaluation = config.evaluation.model_copy(update={"split": "validation", "every": every, "table_examples": 0})
-    return config.model_copy(update={"evaluation": evaluation})
+    return as_trial(config, wanted.allowance, shares_tower=False, judged=True)
 
 
 def train_missing(table: Curves, wanted: Iterable[Wanted], path: Path, console: Console) -> None:
@@ -185,7 +180,7 @@ def train_missing(table: Curves, wanted: Iterable[Wanted], path: Path, console: 
                 table.rows.append(same[0].model_copy(update={"part": line.part, "label": line.label}))
                 table.write(path)
                 continue
-            config, start = configured(line), _start(line.seed, starts, table)
+            config, start = configured(line), _start(line.seed, starts)
             flops, steps, points = _trained(config, start)
             row = Row(**line.model_dump(), flops=flops, steps=steps, points=points)
             table.rows.append(row)
@@ -195,7 +190,7 @@ def train_missing(table: Curves, wanted: Iterable[Wanted], path: Path, console: 
             console.print(f"{number} {line.part} {line.label} seed {line.seed}: AUTC {row.autc:.4f}")
 
 
-def _start(seed: int, folder: Path, table: Curves) -> Path:
+def _start(seed: int, folder: Path) -> Path:
     """Weights that the trials of a seed start from, trained where this machine has them not."""
     from tokendial.train.checkpoint import WEIGHTS, newest
 
@@ -205,7 +200,6 @@ def _start(seed: int, folder: Path, table: Curves) -> Path:
     place = folder / f"{config_hash(config)}"
     if newest(place / "checkpoints") is None or not (place / "ledger.json").exists():
         _work(config, place, None, {})
-    table.start_flops = json.loads((place / "ledger.json").read_text("utf-8"))["total"]["flops"]
     found = newest(place / "checkpoints")
     assert found is not None, "a finished run has its weights"
     return found.folder / WEIGHTS

@@ -12,9 +12,9 @@ NUM_RUNGS = 2
 NUM_VALIDATIONS = 9
 
 
-def rungs(eta: int = ETA, number: int = NUM_RUNGS) -> tuple[float, ...]:
+def rungs() -> tuple[float, ...]:
     """Shares of the allowance at which a trial is judged, rising; the whole allowance is not one."""
-    return tuple(eta ** -(number - index) for index in range(number))
+    return tuple(ETA ** -(NUM_RUNGS - index) for index in range(NUM_RUNGS))
 
 
 def validation_steps(horizon: int) -> int:
@@ -33,7 +33,7 @@ def reached(share: float, passed: int, shares: Sequence[float]) -> int | None:
     return new[-1] if new else None
 
 
-def goes_on(score: float, others: Sequence[float], eta: int = ETA) -> bool:
-    """Whether a score at a rung is among the best 1/eta of itself and the scores recorded there before."""
-    room = max(1, (len(others) + 1) // eta) if len(others) + 1 >= eta else len(others) + 1
+def goes_on(score: float, others: Sequence[float]) -> bool:
+    """Whether a score at a rung is among the best 1/ETA of itself and the scores recorded there before."""
+    room = max(1, (len(others) + 1) // ETA) if len(others) + 1 >= ETA else len(others) + 1
     return sum(other > score for other in others) < room

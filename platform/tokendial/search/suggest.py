@@ -72,10 +72,9 @@ def parzen(
     told: Sequence[Told],
     objectives: Sequence[str],
     attempt: int = 0,
-    num_startup: int = NUM_STARTUP,
 ) -> dict[str, Any]:
     """What Optuna's TPE samples after the results told, in their order; random draws for the first places."""
-    if place < num_startup:
+    if place < NUM_STARTUP:
         return random(scalars, seed, place, attempt)
     import optuna
 
