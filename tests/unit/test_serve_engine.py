@@ -6,13 +6,14 @@ from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from served_model import COUNTS, TEXTS, all_answers, answered, export_model, offline_answers, picture, question, run
 from tokendial.experiments import ConfigError
-from tokendial.serve.engine import Engine
+from tokendial.serve.engine import Engine, _bound
 from tokendial.serve.request import Ask, BadRequest, Busy, Deadline, Done, Sampling, ServeRequest, Turn
 from tokendial.serve.settings import EngineSettings
 from tokendial_workloads.images import decode_image
@@ -238,6 +239,12 @@ def test_a_request_that_does_not_fit_what_slots_may_hold_is_refused_by_length(fo
     run(folder, use, slots=4, slots_mib=1)
     with pytest.raises(ConfigError, match=r"1 MiB \(engine.slots_mib\) hold \d+ positions in each of 64 slots"):
         Engine.load(folder, EngineSettings(slots=64, slots_mib=1))
+
+
+def test_a_model_that_cannot_read_an_image_at_its_largest_count_is_refused() -> None:
+    serving: Any = SimpleNamespace(context=144)
+    with pytest.raises(ConfigError, match="reads 144 positions, an image takes 144"):
+        _bound(serving, 144, EngineSettings(), torch.device("cpu"))
 
 
 def test_special_tokens_in_text_are_read_as_text(folder: Path, checking: Engine) -> None:

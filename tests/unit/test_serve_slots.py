@@ -12,7 +12,7 @@ from tokendial_workloads.vlm.decode import greedy
 from tokendial_workloads.vlm.export import load, load_processor
 from tokendial_workloads.vlm.prompting import PromptWriter
 from tokendial_workloads.vlm.serving import VlmServing
-from vlm_tiny import CLIP, COUNTS, QWEN2, SIGLIP, STEM, tiny_run, tiny_task
+from vlm_tiny import CLIP, COUNTS, LLAMA, QWEN2, SIGLIP, STEM, tiny_run, tiny_task
 
 TASK = tiny_task()
 CPU = torch.device("cpu")
@@ -202,6 +202,33 @@ def test_sliding_windows_are_refused_rather_than_served_wrongly(tmp_path: Path) 
     (folder / "config.json").write_text(text.replace('"full_attention"', '"sliding_attention"', 1))
     with pytest.raises(ValueError, match=r"sliding_attention.*only full_attention can be served"):
         VlmServing(folder, CPU, torch.float32, 2)
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.0], "long_factor": [4.0, 9.0]}
+BOUNDED = {
+    "sliding window": ({"sliding_window": 30}, "mistral", 29),
+    "no window": ({"sliding_window": None, "max_position_embeddings": 64}, "mistral", 64),
+    "longrope": ({"rope_parameters": {**LONGROPE, "original_max_position_embeddings": 30}}, "llama", 30),
+}
+
+
+@pytest.mark.parametrize(("fields", "kind", "context"), BOUNDED.values(), ids=BOUNDED)
+def test_answers_go_no_further_than_where_each_is_that_of_full_attention_and_its_own(
+    fields: dict[str, Any], kind: str, context: int, tmp_path: Path
+) -> None:
+    language = LLAMA.model_copy(update={"kind": kind, "config": {**LLAMA.config, **fields}})
+    folder = exported(tmp_path / "model", language=language)
+    serving, model = VlmServing(folder, CPU, torch.float32, num_slots=2), load(folder)
+    assert serving.context == context
+    pixels = torch.randn(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    features = serving.encode(pixels)
+    counts, steps = (16, 1), (context - 18, context - 5)
+    rows = [Row([1, 3, 8], [serving.project(features, count)[0]]) for count in counts]
+    found = write(serving, rows, list(steps), [0, 3])
+    ids = torch.tensor([[1, 3, 8]])
+    for row, (count, most) in enumerate(zip(counts, steps, strict=True)):
+        alone = greedy(model, model.encode(pixels), ids, torch.ones_like(ids), count, most, stop_ids=())
+        assert found[row] == alone[0].tolist(), f"row {row}"
 
 
 TEMPLATES = {

@@ -300,6 +300,8 @@ _PIXEL = base64.b64decode(
 
 def _bound(serving: Serving, largest: int, settings: EngineSettings, device: torch.device) -> None:
     """Bound what the slots hold; ConfigError where that leaves no room for an image at its largest count."""
+    if serving.context <= largest:
+        raise ConfigError(f"the language model reads {serving.context} positions, an image takes {largest} of them")
     if settings.slots_mib is not None:
         num_bytes = settings.slots_mib * 2**20
     elif device.type == "cuda":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokendial.contracts.precision import on_device
 from tokendial.contracts.serving import Message, Row
 from tokendial_kernels.graph import CallGraph
 from torch import Tensor
@@ -26,8 +27,7 @@ class VlmServing:
     """Tower, projector and language model on one device, in evaluation mode, with their slots."""
 
     def __init__(self, folder: str | Path, device: torch.device, dtype: torch.dtype, num_slots: int) -> None:
-        model: Any = load(folder)
-        self._model: TokendialForConditionalGeneration = model.to(device, dtype)
+        self._model: TokendialForConditionalGeneration = on_device(load(folder), device, dtype)
         self._processor = load_processor(folder)
         self._writer = PromptWriter(self._processor)
         self._device, self._dtype = device, dtype
@@ -38,7 +38,7 @@ class VlmServing:
                 f"the language model has layers of kind {', '.join(sorted(kinds))}; only full_attention can be served"
             )
         self.counts: Sequence[int] = self._model.config.admissible_counts
-        self.context: int = language.max_position_embeddings
+        self.context = _context(language)
         self._cache = SlotCache(num_slots, language.num_hidden_layers, device, self.context)
         width = getattr(language, "head_dim", None) or language.hidden_size // language.num_attention_heads
         heads = getattr(language, "num_key_value_heads", None) or language.num_attention_heads
@@ -146,6 +146,18 @@ class VlmServing:
 
     def _logits(self, hidden_BD: Tensor) -> Tensor:
         return self._model.lm_head(hidden_BD).float().index_fill(-1, self._never, -torch.inf)
+
+
+def _context(language: Any) -> int:
+    """Positions up to which a row's answer is that of full attention, and its own whoever else is in the batch."""
+    bounds = [language.max_position_embeddings]
+    # Where no layer has a type, a window holds for all of them; transformers' cache lets go of what has left it.
+    if getattr(language, "layer_types", None) is None and (window := getattr(language, "sliding_window", None)):
+        bounds.append(window - 1)
+    # Past its original length one row turns all rows of the batch by the factors for long ones.
+    if (rope := getattr(language, "rope_parameters", None) or {}).get("rope_type") == "longrope":
+        bounds.append(rope["original_max_position_embeddings"])
+    return min(bounds)
 
 
 def _expanded(row: Row, image_id: int) -> list[int]:
