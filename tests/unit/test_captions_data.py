@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from tokendial import runs
 from tokendial.experiments import workload
 from tokendial_workloads.captions.concepts import SPLITS, concept, group, split_of
@@ -170,13 +170,11 @@ def test_collate_and_digests() -> None:
     assert one["train"] != two["train"]
 
 
-def write_folder(
-    root: Path, num_pictures: int, header: str = "file_name,text", shape: tuple[int, int] = (30, 20)
-) -> None:
+def write_folder(root: Path, num_pictures: int, header: str = "file_name,text") -> None:
     random = np.random.default_rng(0)
     lines = [header]
     for number in range(num_pictures):
-        Image.fromarray(random.integers(0, 256, (*shape[::-1], 3), np.uint8)).save(root / f"{number}.png")
+        Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(root / f"{number}.png")
         lines.append(f"{number}.png,thing number {number}")
     (root / "metadata.csv").write_text("\n".join(lines))
 
@@ -200,9 +198,29 @@ def test_a_picture_with_several_captions_and_a_copy_of_it_are_in_one_split(tmp_p
     assert len(set.union(*shown)) == sum(map(len, shown)) == 60
 
 
-@pytest.mark.parametrize("shape", [(200, 100), (100, 200), (90, 90)], ids=str)
-def test_training_the_processor_and_the_endpoint_see_the_same_pixels(shape: tuple[int, int], tmp_path: Path) -> None:
-    write_folder(tmp_path, 60, shape=shape)
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return exif
+
+
+# Type and shape [rows, columns, colours] of a picture's numbers, and how it is saved.
+SHOWN: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
+    "wide": (np.uint8, (100, 200, 3), {"format": "PNG"}),
+    "tall": (np.uint8, (200, 100, 3), {"format": "PNG"}),
+    "square": (np.uint8, (90, 90, 3), {"format": "PNG"}),
+    "photograph on its side": (np.uint8, (100, 200, 3), {"format": "JPEG", "exif": turned()}),
+    "16-bit grey": (np.uint16, (90, 90), {"format": "PNG"}),
+}
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+def test_training_the_processor_and_the_endpoint_see_the_same_pixels(shown: str, tmp_path: Path) -> None:
+    write_folder(tmp_path, 60)
+    kind, shape, how = SHOWN[shown]
+    for number in range(60):
+        pixels = np.random.default_rng(number).integers(0, np.iinfo(kind).max, shape, kind, endpoint=True)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png", **how)
     config = tiny().model_copy(update={"data": CaptionsData(path=str(tmp_path))})
     data, task = workload(config.workload).load(config)
     example = data.datasets(config)["test"][0]

@@ -11,8 +11,9 @@ import warnings
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+from tokendial_workloads.vlm.letterbox import rgb, upright
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_BYTES = 32 * 2**20
@@ -25,15 +26,6 @@ LEAST_BYTES_PER_PIXEL = 0.02
 PngImagePlugin.MAX_TEXT_MEMORY = 4 * 2**20
 # Bytes that decoding takes for each pixel at its peak, copies included; by mode, others are taken for 12.
 _PEAK_BYTES = {"1": 5, "L": 5, "RGB": 4, "CMYK": 8, "P": 10}
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # What Pillow raises at a damaged file, by where the damage is.
 _DAMAGES = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)
 
@@ -65,8 +57,8 @@ def decode_image(
         kind = image.format
         try:
             image.load()
-            image = _upright(image)
-            return _rgb(image)
+            image = upright(image)
+            return rgb(image)
         except _DAMAGES as error:
             raise ValueError(f"the {kind} image is damaged or truncated: {error}") from error
 
@@ -102,29 +94,3 @@ def _check_weight(image: Image.Image, num_bytes: int) -> None:
             f"the image is {image.width} × {image.height} pixels in {num_bytes} bytes; one so large has at least "
             f"{LEAST_BYTES_PER_PIXEL} bytes a pixel"
         )
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says, which alone is read: ImageOps.exif_transpose writes all of the EXIF anew."""
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    if turn is None:
-        return image
-    turned = image.transpose(turn)
-    # Nothing that reads or writes the image later may turn it again.
-    for name in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):
-        turned.info.pop(name, None)
-    return turned
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """As few copies as can be: strangers choose how large the image is."""
-    if image.mode.startswith("I"):
-        # convert("L") would clip 16-bit grey at 255
-        grey = np.asarray(image)
-        return Image.fromarray((grey >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        layered = image if image.mode == "RGBA" else image.convert("RGBA")
-        ground = Image.new("RGB", layered.size, "white")
-        ground.paste(layered, mask=layered.getchannel("A"))
-        return ground
-    return image if image.mode == "RGB" else image.convert("RGB")

@@ -6,6 +6,7 @@ It travels with exported folders, so it imports transformers, numpy and its own 
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_transforms import to_pil_image
@@ -14,7 +15,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from .configuration import TokendialConfig
 from .counts import check_count
-from .letterbox import letterbox
+from .letterbox import letterbox, rgb, upright
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}
@@ -47,6 +48,11 @@ class TokendialImageProcessor(PilBackend):
     image_mean: Any = (0.5, 0.5, 0.5)
     image_std: Any = (0.5, 0.5, 0.5)
     size: Any = None
+
+    def process_image(self, image: Any, *rest: Any, **named: Any) -> np.ndarray:
+        """Pixels [C, H, W] of a picture, which Pillow may have opened without turning it upright."""
+        seen = rgb(upright(image)) if isinstance(image, Image.Image) else image
+        return super().process_image(seen, *rest, **named)
 
     def _preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
