@@ -1,6 +1,11 @@
 """The benchmark measures only what is proven and keeps it with its origin; the record meets the targets or says so."""
 
 import json
+import os
+import re
+import subprocess
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +13,7 @@ import pytest
 import torch
 from tokendial_kernels.bench import cpu
 from tokendial_kernels.bench.contest import EAGER, FLOOR, OURS, Contest, Target, run_contest
-from tokendial_kernels.bench.run import keep, main
+from tokendial_kernels.bench.run import command_of, keep, main
 
 RECORDED = Path(__file__).parents[2] / "benchmarks" / "kernels.json"
 GUIDE = Path(__file__).parents[2] / "docs" / "kernels.md"
@@ -77,7 +82,68 @@ def test_a_contest_judges_ours_against_floor_and_peer():
     verdicts = rows[OURS].targets
     assert verdicts[">= 0.9x floor"].startswith("missed")
     assert verdicts[">= 0.001x eager"].startswith("met")
-    assert len(verdicts) == 2, "a peer that is not there is not judged"
+    assert verdicts[">= 1.0x liger"] == "not judged: liger was not measured"
+
+
+def contest_of(op: str, compiled: bool) -> Contest:
+    call = torch.ones(8).sum
+    providers = {EAGER: call, OURS: call, **({"compiled": call} if compiled else {})}
+    return Contest(op, "forward", "made up", call, "itself", providers)
+
+
+def test_a_contest_that_fails_costs_no_other_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    def fails() -> Contest:
+        raise RuntimeError("no room")
+
+    def contests(compiled: bool) -> list[Any]:
+        # torch.compile fails one of the two that it is wanted for.
+        second = fails if compiled else partial(contest_of, "second", False)
+        return [partial(contest_of, "first", compiled), fails, second]
+
+    monkeypatch.setattr(cpu, "contests", contests)
+    write_test(tmp_path / "tests", "pass")
+    output = tmp_path / "new" / "rows.json"
+    assert main(["--device", "cpu", "--tests", str(tmp_path / "tests"), "--output", str(output), "--commit", "x"]) == 1
+    ((_, run),) = json.loads(output.read_text()).items()
+    assert {(row["op"], row["provider"]) for row in run["rows"]} == {
+        ("first", EAGER), ("first", OURS), ("first", "compiled"), ("second", EAGER), ("second", OURS),
+    }  # fmt: skip
+    assert run["failed"] == ["fails: RuntimeError: no room"] * 3
+    assert run["commit"] == "x"
+    assert "failed: fails: RuntimeError: no room" in capfd.readouterr().err
+
+
+REFUSES = """
+import sys
+
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name in {names!r}:
+            raise ModuleNotFoundError(f"no module named {{name!r}} here", name=name)
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_the_gpu_tests_need_torch_triton_and_pytest_alone(tmp_path: Path):
+    wanted = {re.split(r"[^\w-]", line)[0].lower() for line in metadata.requires("tokendial") or []}
+    wanted -= {"torch", "triton", "pytest", "packaging", "numpy", "ninja", "pip"}
+    tops = [name for name, owners in metadata.packages_distributions().items() if {o.lower() for o in owners} & wanted]
+    assert {"hypothesis", "ray", "pydantic", "transformers"} <= set(tops)
+    (tmp_path / "sitecustomize.py").write_text(REFUSES.format(names=tops))
+    root = Path(__file__).parents[2]
+    command, apart = command_of(root / "tests" / "kernels", on_cuda=True)
+    roots = os.pathsep.join(map(str, (tmp_path, *(root / part for part in ("platform", "workloads", "kernels")))))
+    done = subprocess.run(
+        [*command, "--collect-only"], cwd=root, env=os.environ | apart | {"PYTHONPATH": roots},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_kernel_gpu.py" in done.stdout
 
 
 def recorded_rows() -> list[dict[str, Any]]:

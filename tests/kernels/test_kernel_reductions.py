@@ -3,13 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tokendial_kernels.bipartite_merge import bipartite_merge
 from tokendial_kernels.bipartite_merge.op import match_op, merge_op
 from tokendial_kernels.gather_prune import gather_prune
 from tokendial_kernels.gather_prune.op import gather_op
 from torch import Tensor
+
+pytest.importorskip("hypothesis", reason="the kernels' tests run without it, but for these")
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -4,7 +4,8 @@ The projector's floor is its three matrix products alone, by the faster of PyTor
 other floors are a copy of as many bytes as must be read and written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -39,16 +40,16 @@ def copy_floor(moved_bytes: int) -> Call:
     return lambda: target.copy_(source)
 
 
-def contests(with_compiled: bool) -> Iterator[Contest]:
-    """All of them, made one at a time."""
-    for n in NS:
-        yield _pool(n, with_compiled)
-    yield _pool_norm(with_compiled)
-    yield _swiglu(with_compiled)
-    for n in NS:
-        yield _projector(n, with_compiled)
-    yield _bipartite_merge()
-    yield _gather_prune()
+def contests(with_compiled: bool) -> list[Callable[[], Contest]]:
+    """All of them, to be made one at a time."""
+    return [
+        *(partial(_pool, n, with_compiled) for n in NS),
+        partial(_pool_norm, with_compiled),
+        partial(_swiglu, with_compiled),
+        *(partial(_projector, n, with_compiled) for n in NS),
+        _bipartite_merge,
+        _gather_prune,
+    ]
 
 
 def _pool(n: int, with_compiled: bool) -> Contest:

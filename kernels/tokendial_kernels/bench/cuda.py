@@ -3,7 +3,8 @@
 Memory-bound ops have a copy of as many bytes as floor, the projector its three matrix products by cuBLAS.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,83 +45,106 @@ def copy_floor(moved_bytes: int) -> Call:
 
 def backward_of(forward: Callable[..., Any], *inputs: Tensor) -> Call:
     """The backward alone of a forward over the inputs, which is run once here."""
-    leaves = [leaf.detach().requires_grad_() for leaf in inputs]
+    # Liger writes gradients into what it was given, which other providers read too.
+    leaves = [leaf.clone().requires_grad_() for leaf in inputs]
     outputs = forward(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     grads = [torch.ones_like(output) for output in outputs]
     return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
 
 
-def contests(with_compiled: bool) -> Iterator[Contest]:
-    """All of them, made one at a time so that their memory is returned."""
-    for n in NS:
-        yield from _pool(n, with_compiled)
-    yield from _pool_norm(with_compiled)
-    yield from _swiglu(with_compiled)
-    for batch, n in ((1, 8), (1, 12), (1, 16), (BATCH, 16)):
-        yield _projector(batch, n, with_compiled)
-    yield _projector_backward(with_compiled)
-    for batch in (1, BATCH):
-        yield _bipartite_merge(batch, with_compiled)
-    yield _gather_prune(with_compiled)
-    if HAS_LIGER:
-        yield _cross_entropy()
+def contests(with_compiled: bool) -> list[Callable[[], Contest]]:
+    """All of them, to be made one at a time so that their memory is returned; those with compiled targets first."""
+    return [
+        *(partial(_projector, batch, n, with_compiled) for batch, n in ((1, 8), (1, 12), (1, 16), (BATCH, 16))),
+        *(partial(_pool, n, with_compiled) for n in NS),
+        *(partial(_pool_backward, n) for n in NS),
+        partial(_pool_norm, with_compiled),
+        _pool_norm_backward,
+        partial(_swiglu, with_compiled),
+        _swiglu_backward,
+        partial(_projector_backward, with_compiled),
+        *(partial(_bipartite_merge, batch, with_compiled) for batch in (1, BATCH)),
+        partial(_gather_prune, with_compiled),
+        *([_cross_entropy] if HAS_LIGER else []),
+    ]
 
 
 def _with_compiled(calls: dict[str, Call], call: Callable[[], Any], wanted: bool) -> dict[str, Call]:
     return {**calls, "compiled": peers.compiled(call)} if wanted else calls
 
 
-def _pool(n: int, with_compiled: bool) -> Iterator[Contest]:
-    features_BNC = draw(BATCH, 1024, CHANNELS)
-    moved = BATCH * (1024 + n * n) * CHANNELS * 2
-    shape = f"{BATCH}x1024x{CHANNELS} to {n * n}"
+def _pool(n: int, with_compiled: bool) -> Contest:
+    features_BNC, moved = draw(BATCH, 1024, CHANNELS), _pool_bytes(n)
     calls: dict[str, Call] = {
         EAGER: lambda: pool_reference(features_BNC, GRID, n),
         "eager, transposed": lambda: peers.transposed_pool(features_BNC, GRID, n),
         OURS: lambda: pool(features_BNC, GRID, n),
     }
-    calls = _with_compiled(calls, lambda: pool_reference(features_BNC, GRID, n), with_compiled)
+    calls = _with_compiled(calls, calls[EAGER], with_compiled)
     target = (Target(FLOOR, 0.92),)
-    yield Contest("pool", "forward", shape, copy_floor(moved), "copy", calls, target, moved)
-    backward: dict[str, Call] = {
+    return Contest("pool", "forward", _pool_shape(n), copy_floor(moved), "copy", calls, target, moved)
+
+
+def _pool_backward(n: int) -> Contest:
+    features_BNC, moved = draw(BATCH, 1024, CHANNELS), _pool_bytes(n)
+    calls: dict[str, Call] = {
         EAGER: backward_of(lambda x: pool_reference(x, GRID, n), features_BNC),
         OURS: backward_of(lambda x: pool(x, GRID, n), features_BNC),
     }
     target = (Target(FLOOR, 0.80),)
-    yield Contest("pool", "backward", shape, copy_floor(moved), "copy", backward, target, moved)
+    return Contest("pool", "backward", _pool_shape(n), copy_floor(moved), "copy", calls, target, moved)
 
 
-def _pool_norm(with_compiled: bool) -> Iterator[Contest]:
-    features_BNC, weight = draw(BATCH, 1024, CHANNELS), draw(CHANNELS)
-    moved = BATCH * (1024 + sum(n * n for n in NS)) * CHANNELS * 2
-    shape = f"{BATCH}x1024x{CHANNELS} to 64, 144 and 256"
+def _pool_bytes(*ns: int) -> int:
+    return BATCH * (1024 + sum(n * n for n in ns)) * CHANNELS * 2
+
+
+def _pool_shape(*ns: int) -> str:
+    return f"{BATCH}x1024x{CHANNELS} to {', '.join(str(n * n) for n in ns)}"
+
+
+def _pool_norm(with_compiled: bool) -> Contest:
+    features_BNC, weight, moved = draw(BATCH, 1024, CHANNELS), draw(CHANNELS), _pool_bytes(*NS)
     calls: dict[str, Call] = {
         EAGER: lambda: pool_norm_reference(features_BNC, GRID, NS, weight, weight),
         OURS: lambda: pool_norm(features_BNC, GRID, NS, weight, weight),
     }
     calls = _with_compiled(calls, calls[EAGER], with_compiled)
-    yield Contest("pool_norm", "forward", shape, copy_floor(moved), "copy", calls, (), moved)
-    inputs = features_BNC, weight, weight
-    backward: dict[str, Call] = {
+    return Contest("pool_norm", "forward", _pool_shape(*NS), copy_floor(moved), "copy", calls, (), moved)
+
+
+def _pool_norm_backward() -> Contest:
+    weight, moved = draw(CHANNELS), 2 * _pool_bytes(*NS)
+    inputs = draw(BATCH, 1024, CHANNELS), weight, weight
+    calls: dict[str, Call] = {
         EAGER: backward_of(lambda x, w, b: pool_norm_reference(x, GRID, NS, w, b), *inputs),
         OURS: backward_of(lambda x, w, b: pool_norm(x, GRID, NS, w, b), *inputs),
     }
-    yield Contest("pool_norm", "backward", shape, copy_floor(2 * moved), "copy", backward, (), 2 * moved)
+    return Contest("pool_norm", "backward", _pool_shape(*NS), copy_floor(moved), "copy", calls, (), moved)
 
 
-def _swiglu(with_compiled: bool) -> Iterator[Contest]:
-    gate, up = draw(8192, 32768), draw(8192, 32768)
-    unit, shape = gate.numel() * 2, "8192x32768"
+def _gate_and_up() -> tuple[Tensor, Tensor, str]:
+    return draw(8192, 32768), draw(8192, 32768), "8192x32768"
+
+
+def _swiglu(with_compiled: bool) -> Contest:
+    gate, up, shape = _gate_and_up()
+    moved = 3 * gate.numel() * 2
     calls: dict[str, Call] = {EAGER: lambda: swiglu_reference(gate, up), OURS: lambda: swiglu(gate, up)}
     calls |= {name: lambda call=call: call(gate, up) for name, call in peers.liger_swiglu().items()}
     calls = _with_compiled(calls, calls[EAGER], with_compiled)
     target = (Target("liger", 0.98),)
-    yield Contest("swiglu", "forward", shape, copy_floor(3 * unit), "copy", calls, target, 3 * unit)
-    backward = {EAGER: backward_of(swiglu_reference, gate, up), OURS: backward_of(swiglu, gate, up)}
-    backward |= {name: backward_of(call, gate, up) for name, call in peers.liger_swiglu().items()}
+    return Contest("swiglu", "forward", shape, copy_floor(moved), "copy", calls, target, moved)
+
+
+def _swiglu_backward() -> Contest:
+    gate, up, shape = _gate_and_up()
+    moved = 5 * gate.numel() * 2
+    calls = {EAGER: backward_of(swiglu_reference, gate, up), OURS: backward_of(swiglu, gate, up)}
+    calls |= {name: backward_of(call, gate, up) for name, call in peers.liger_swiglu().items()}
     target = (Target("liger", 1.1),)
-    yield Contest("swiglu", "backward", shape, copy_floor(5 * unit), "copy", backward, target, 5 * unit)
+    return Contest("swiglu", "backward", shape, copy_floor(moved), "copy", calls, target, moved)
 
 
 def _projector_weights() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -213,8 +237,10 @@ def _cross_entropy() -> Contest:
     moved = 3 * logits_TV.numel() * 2
 
     def both(call: Callable[[Tensor], Tensor]) -> Call:
+        own_TV = logits_TV.clone()
+
         def run() -> Any:
-            leaf = logits_TV.detach().requires_grad_()
+            leaf = own_TV.detach().requires_grad_()
             return torch.autograd.grad(call(leaf), leaf)
 
         return run
