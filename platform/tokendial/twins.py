@@ -11,14 +11,15 @@ from typing import Any
 
 from tokendial.contracts import BudgetConfig, RunConfig
 from tokendial.curve import ItemScores, regret, served_matrix
-from tokendial.experiments import ConfigError
+from tokendial.experiments import ConfigError, workload
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.resolve import from_document
 from tokendial.results import RunResult, write_result
 from tokendial.runs import Run, find
 from tokendial.schedule import preset
 from tokendial.scores import Scores
-from tokendial.train.driver import learn_id, sigterm_raises, train
+from tokendial.train.driver import learn_id, sigterm_raises, train, with_horizon
+from tokendial.train.horizon import run_cost
 from tokendial.train.room import slots
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -30,16 +31,19 @@ Key = tuple[int | None, int]
 def twins(run: Run, kind: str, seeds: Sequence[int], progress: Progress) -> RunResult:
     """Train what is missing of (flexible, twin at each count) × seeds and put regret and matrix into the run's result.
 
-    `steps` twins take the flexible run's steps and data; `flops` twins spend its whole FLOPs at their one count.
+    `steps` twins take the steps and data of the flexible run of their seed; `flops` twins spend its whole FLOPs at
+    their one count.
     """
     if kind not in KINDS:
         raise ConfigError(f"--twins {kind!r} is not one of {', '.join(KINDS)}")
     base = from_document(run.config_document())
     result = run.read_result()
+    _refuse_seconds(run, base)
     _refuse_unscored(run, base, result)
+    budgets = {seed: twin_budget(base, seed, kind, result) for seed in seeds}
     configs = {
-        (count, seed): twin_config(base, count, seed, kind, result)
-        for seed in seeds
+        (count, seed): _config(base, count, seed, budget)
+        for seed, budget in budgets.items()
         for count in (None, *result.trained_counts)
     }
     missing = {key: config for key, config in configs.items() if key != (None, base.seed)}
@@ -62,11 +66,30 @@ def _refuse_unscored(run: Run, base: RunConfig[Any], result: RunResult) -> None:
         )
 
 
-def twin_config(base: RunConfig[Any], count: int | None, seed: int, kind: str, flexible: RunResult) -> RunConfig[Any]:
+def _refuse_seconds(run: Run, base: RunConfig[Any]) -> None:
+    """A clock ends each run at another step, and mostly before its schedule and learning rate have run their course."""
+    if base.budget.seconds is not None:
+        raise ConfigError(
+            f"run {run.name!r} is bounded by budget.seconds {base.budget.seconds:g}, which gives no two runs the same "
+            "steps or FLOPs; train it by budget.steps or budget.flops to hold twins against it"
+        )
+
+
+def twin_budget(base: RunConfig[Any], seed: int, kind: str, flexible: RunResult) -> BudgetConfig:
+    """What twins of a seed share with the flexible run of that seed; the draws of another seed are simulated."""
+    if seed == base.seed:
+        steps, flops = flexible.steps, flexible.flops
+    else:
+        other = with_horizon(base.model_copy(update={"seed": seed}))
+        steps = other.budget.horizon or 0
+        flops = run_cost(other, workload(other.workload).cost(other), steps).flops if kind == "flops" else 0.0
+    return BudgetConfig(steps=steps) if kind == "steps" else BudgetConfig(flops=flops)
+
+
+def _config(base: RunConfig[Any], count: int | None, seed: int, budget: BudgetConfig) -> RunConfig[Any]:
     """The configuration of one twin; count None is the flexible run itself under another seed."""
     if count is None:
         return base.model_copy(update={"seed": seed})
-    budget = BudgetConfig(steps=flexible.steps) if kind == "steps" else BudgetConfig(flops=flexible.flops)
     return base.model_copy(update={"seed": seed, "schedule": preset("fixed", (count,)), "budget": budget})
 
 
