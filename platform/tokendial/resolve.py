@@ -61,10 +61,7 @@ def resolve(
             chosen.check_data(config)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    try:
-        resolve_uri(config.tracking.uri, home())
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    resolve_uri(config.tracking.uri, home())
     if machine_cpus is not None and not os.environ.get("RAY_ADDRESS"):
         _check_machine(config, machine_cpus)
     return config

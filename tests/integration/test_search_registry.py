@@ -1,5 +1,6 @@
 """The model registry on a real SQLite store: versions, digests, the champion and the way back."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -104,6 +105,11 @@ def test_every_move_of_the_champion_is_recorded_and_can_be_undone(uri: str, tmp_
     assert moves[3].reason == "too slow"
     registry.move_alias(uri, "digits", 3, by="ada", reason="faster now")
     assert registry.rollback(uri, "digits", "eve", "no").version == 1
+
+
+def test_a_record_of_a_move_may_say_more_than_is_known_here() -> None:
+    record = {"version": 2, "before": 1, "by": "ada", "reason": "faster", "time": 0.0, "alias": "champion"}
+    assert registry._read(json.dumps(record)) == registry.Move(2, 1, "ada", "faster", 0.0)
 
 
 def test_an_alias_that_was_moved_by_other_means_goes_back_to_where_it_was(uri: str, tmp_path: Path) -> None:

@@ -128,3 +128,8 @@ def test_an_address_that_cannot_hold_runs_is_refused_by_where_it_was_given(
         with pytest.raises(ConfigError, match=f"^{name} '") as refused:
             resolve_uri(configured, tmp_path)
         assert "pw" not in str(refused.value)
+
+
+def test_an_address_with_a_nul_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"^tracking\.uri 'sqlite:///a\\x00b' holds a NUL"):
+        resolve_uri("sqlite:///a\0b", tmp_path)

@@ -173,7 +173,7 @@ def following(home: Path, monkeypatch: pytest.MonkeyPatch) -> Following:
     monkeypatch.setattr(keep, "examples_of", lambda source: EXAMPLES)
     monkeypatch.setattr(keep, "registered", lambda uri, name, version, served: Source(served, str(version)))
     monkeypatch.setattr(registry, "resolve", lambda uri, ask: SimpleNamespace(version=2))
-    monkeypatch.setattr(registry, "history", lambda uri, name, alias: [])
+    monkeypatch.setattr(registry, "history", lambda uri, name: [])
     said: list[str] = []
     endpoint = ScriptedEndpoint({"1": right, "2": right})
     keeper = Keeper(endpoint, Followed("sqlite://", "m", "champion"), said.append)  # type: ignore[arg-type]

@@ -102,7 +102,7 @@ class Keeper:
         assert self._running is not None
         if not self._clear() or self._followed is None:
             return
-        from tokendial.tracking.registry import history, resolve
+        from tokendial.tracking.registry import CHAMPION, history, resolve
 
         follow = self._followed
         try:
@@ -110,7 +110,8 @@ class Keeper:
             version = str(found.version)
             if version == self._running.source.version or version in self._refused:
                 return
-            moves = [move for move in history(follow.uri, follow.name, follow.alias) if str(move.version) == version]
+            moved = history(follow.uri, follow.name) if follow.alias == CHAMPION else []
+            moves = [move for move in moved if str(move.version) == version]
             by, reason = (moves[-1].by, moves[-1].reason) if moves else ("unknown", "the alias was moved")
             self.change(registered(follow.uri, follow.name, found.version, self._running.source.name), by, reason)
         except (WorkFailed, ValueError) as error:

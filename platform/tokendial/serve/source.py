@@ -62,18 +62,8 @@ def locate(model: str | None, uri: str, served_as: str | None) -> tuple[Source, 
     return _registered(model, uri, served_as)
 
 
-def registry_uri(tracking_uri: str | None) -> str:
-    """The registry's address, also that of traces; raises ConfigError."""
-    from tokendial.tracking import resolve_uri
-
-    try:
-        return resolve_uri(tracking_uri, runs.home())
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
 def _champion(uri: str) -> str | None:
-    from tokendial.tracking.champions import champions
+    from tokendial.tracking.registry import champions
 
     found = champions(uri)
     if len(found) > 1:

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from tokendial import environment
+from tokendial import environment, runs
 from tokendial.experiments import ConfigError
 from tokendial.serve.backend import Served
 from tokendial.serve.keep import Keeper, Say, keep
 from tokendial.serve.keys import key_store
 from tokendial.serve.options import ServeSettings, serve_settings
-from tokendial.serve.source import locate, registry_uri
+from tokendial.serve.source import locate
+from tokendial.tracking import resolve_uri
 
 
 class OpenEndpoint:
@@ -73,7 +74,7 @@ def start(
     if keyed and not store.any():
         why = "keys = true" if settings.keys else f"host = {settings.host!r}, which is not loopback,"
         raise ConfigError(f"{why} needs a key, and there is none: `tokendial keys add NAME` makes one")
-    uri = registry_uri(tracking_uri)
+    uri = resolve_uri(tracking_uri, runs.home())
     source, followed = locate(model, uri, settings.name)
     environment.apply()
     # Imports ray, which bad input need not wait for.

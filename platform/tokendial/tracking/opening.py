@@ -38,7 +38,6 @@ def open_run(
     run_dir: Path,
     *,
     digests: Mapping[str, str] | None = None,
-    parent_run_id: str | None = None,
     forked_from: str | None = None,
 ) -> str | None:
     """Create the run of `run_dir` at the server, or continue it, and return its MLflow id.
@@ -55,7 +54,7 @@ def open_run(
         "experiment": config.tracking.experiment or config.experiment,
         "counts": list(config.evaluation.counts),
         "params": params(config),
-        "tags": tags(config, identity, parent_run_id, forked_from),
+        "tags": tags(config, identity, forked_from),
         "datasets": _datasets(config, digests or {}),
         "config": public_config(config),
         "diff": identity.diff,
@@ -117,14 +116,11 @@ def params(config: RunConfig[Any]) -> dict[str, str]:
     return {key: value for key, value in flatten(public_config(config)).items() if not _volatile(key)}
 
 
-def tags(
-    config: RunConfig[Any], identity: Identity, parent_run_id: str | None = None, forked_from: str | None = None
-) -> dict[str, str]:
+def tags(config: RunConfig[Any], identity: Identity, forked_from: str | None = None) -> dict[str, str]:
     """Who, what source, which packages, and the settings that a resumed run may change."""
     settings = {f"config.{key}": value for key, value in flatten(public_config(config)).items() if _volatile(key)}
     packages = {f"package.{name}": version for name, version in versions().items() if name != "python"}
     optional = {
-        "mlflow.parentRunId": parent_run_id,
         "mlflow.source.git.commit": identity.commit,
         "mlflow.note.content": config.description,
         "forked_from": forked_from,

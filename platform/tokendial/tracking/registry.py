@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +22,7 @@ from mlflow.entities.model_registry import ModelVersion as StoredVersion
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
+from tokendial import runs
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from tokendial.model_folder import DIGESTS, LADDER, check_digests
@@ -31,7 +32,6 @@ from tokendial.tracking.uri import redact
 from tokendial.train.checkpoint import sha256
 
 CHAMPION = "champion"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MOVE = "tokendial.alias."
 
 
@@ -47,14 +47,13 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Move:
-    """An alias that was moved to `version`; `before` is the version it was on, None where it was new."""
+    """The champion was moved to `version`; `before` is the version it was, None where there was none."""
 
     version: int
     before: int | None
     by: str
     reason: str
     time: float
-    alias: str = CHAMPION
     back: bool = False
 
 
@@ -105,7 +104,7 @@ def fetch(uri: str, version: ModelVersion, to: Path) -> Path:
 
 def checked_name(name: str) -> str:
     """A name that a model may have; raises ConfigError."""
-    if not NAME.fullmatch(name):
+    if not runs.NAME.fullmatch(name):
         raise ConfigError(f"model name {name!r} is not admissible; use up to 100 letters, digits, `.`, `_` and `-`")
     return name
 
@@ -142,34 +141,32 @@ def ladder_markdown(folder: Path) -> str:
     return f"Ladder on {ladder.get('split', 'none')}\n\n" + "\n".join(lines)
 
 
-def move_alias(
-    uri: str, name: str, version: int, by: str, reason: str, alias: str = CHAMPION, back: bool = False
-) -> Move:
-    """Point the alias at a version and record who did so, when, why and from which version."""
+def move_alias(uri: str, name: str, version: int, by: str, reason: str, back: bool = False) -> Move:
+    """Make a version the champion and record who did so, when, why and from which version."""
     with _reached(uri) as client:
         model = _model(client, uri, name)
         found = _versions(client, name)
         if version not in found:
             raise ConfigError(f"model {name!r} has no version {version}; it has {_listed(found)}")
-        before = model.aliases.get(alias)
-        move = Move(version, int(before) if before else None, by, reason, time.time(), alias, back)
+        before = model.aliases.get(CHAMPION)
+        move = Move(version, int(before) if before else None, by, reason, time.time(), back)
         # The record first: an alias must never be where no record says it went.
         client.set_registered_model_tag(name, f"{_MOVE}{time.time_ns():020d}", json.dumps(move.__dict__))
-        client.set_registered_model_alias(name, alias, str(version))
+        client.set_registered_model_alias(name, CHAMPION, str(version))
         return move
 
 
-def rollback(uri: str, name: str, by: str, reason: str, alias: str = CHAMPION) -> Move:
-    """Move the alias back to the version that held it before; done twice it goes back twice."""
+def rollback(uri: str, name: str, by: str, reason: str) -> Move:
+    """Move the champion back to the version that was it before; done twice it goes back twice."""
     with _reached(uri) as client:
-        now = _model(client, uri, name).aliases.get(alias)
+        now = _model(client, uri, name).aliases.get(CHAMPION)
     if now is None:
-        raise ConfigError(f"model {name!r} has no {alias}, so there is none to move back")
-    held = _held(history(uri, name, alias))
+        raise ConfigError(f"model {name!r} has no {CHAMPION}, so there is none to move back")
+    held = _held(history(uri, name))
     _be_at(int(now), held)
     if len(held) < 2:
-        raise ConfigError(f"model {name!r} has no version that was {alias} before; it can only be moved forward")
-    return move_alias(uri, name, held[-2], by, reason, alias, back=True)
+        raise ConfigError(f"model {name!r} has no version that was {CHAMPION} before; it can only be moved forward")
+    return move_alias(uri, name, held[-2], by, reason, back=True)
 
 
 def _held(moves: Iterable[Move]) -> list[int]:
@@ -198,12 +195,17 @@ def _be_at(version: int, held: list[int]) -> None:
         held.append(version)
 
 
-def history(uri: str, name: str, alias: str = CHAMPION) -> list[Move]:
-    """Every move of an alias, oldest first."""
+def history(uri: str, name: str) -> list[Move]:
+    """Every move of the champion, oldest first."""
     with _reached(uri) as client:
         tags = _model(client, uri, name).tags
-    moves = [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(_MOVE)]
-    return [move for move in moves if move.alias == alias]
+    return [_read(tags[key]) for key in sorted(tags) if key.startswith(_MOVE)]
+
+
+def _read(record: str) -> Move:
+    """A recorded move; what another release says beside is passed over."""
+    document = json.loads(record)
+    return Move(**{field.name: document[field.name] for field in fields(Move) if field.name in document})
 
 
 def versions(uri: str, name: str) -> list[ModelVersion]:
@@ -216,6 +218,13 @@ def names(uri: str) -> list[str]:
     """Every registered model."""
     with _reached(uri) as client:
         return [model.name for model in client.search_registered_models(max_results=1000)]
+
+
+def champions(uri: str) -> list[str]:
+    """Every registered model that has a champion."""
+    with _reached(uri) as client:
+        found = client.search_registered_models(max_results=1000)
+        return [model.name for model in found if CHAMPION in model.aliases]
 
 
 def champion(uri: str, name: str) -> ModelVersion | None:

@@ -49,10 +49,10 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def probe(uri: str, timeout_s: float = PROBE_SECONDS) -> None:
-    """Raise one of AWAY where an HTTP server does not answer in `timeout_s`; other stores fail on use."""
+def probe(uri: str) -> None:
+    """Raise one of AWAY where an HTTP server does not answer in a few seconds; other stores fail on use."""
     if uri.startswith(("http://", "https://")):
-        http_request_safe(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=timeout_s)
+        http_request_safe(get_default_host_creds(uri), "/health", "GET", max_retries=0, timeout=PROBE_SECONDS)
 
 
 @contextmanager

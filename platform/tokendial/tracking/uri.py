@@ -24,6 +24,8 @@ def resolve_uri(configured: str | None, home: Path) -> str:
     """
     uri = configured or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(home)
     name = "tracking.uri" if configured else "MLFLOW_TRACKING_URI"
+    if "\0" in uri:
+        raise ConfigError(f"{name} {redact(uri)!r} holds a NUL, which no address does")
     try:
         password = urlsplit(uri).password
     except ValueError:

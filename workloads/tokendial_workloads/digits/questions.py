@@ -11,6 +11,8 @@ from typing import NamedTuple
 from tokendial_workloads.digits.mosaic import GRID, Mosaic, Stream
 from tokendial_workloads.digits.words import CELLS, GROUPS, NUMBERS, ROWS
 
+TRIES = 12
+
 
 class Turn(NamedTuple):
     """One question, its answer and its type."""
@@ -59,11 +61,9 @@ def training_turns(mosaic: Mosaic, stream: Stream, num_turns: int) -> list[Turn]
     return turns
 
 
-def _new(
-    ask: Callable[[Mosaic, Stream], Turn], mosaic: Mosaic, stream: Stream, turns: Sequence[Turn], tries: int = 12
-) -> Turn | None:
+def _new(ask: Callable[[Mosaic, Stream], Turn], mosaic: Mosaic, stream: Stream, turns: Sequence[Turn]) -> Turn | None:
     known = {turn.fact for turn in turns}
-    return next((turn for turn in (ask(mosaic, stream) for _ in range(tries)) if turn.fact not in known), None)
+    return next((turn for turn in (ask(mosaic, stream) for _ in range(TRIES)) if turn.fact not in known), None)
 
 
 def evaluation_turns(mosaic: Mosaic, stream: Stream) -> Sequence[Turn]:
