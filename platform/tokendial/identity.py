@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from tokendial.contracts import home
+
 MAX_DIFF_CHARS = 1_000_000
 # Set for a job that was sent here: the file in its working folder that says who sent it, and from what source.
 VARIABLE = "TOKENDIAL_IDENTITY"
@@ -15,7 +17,10 @@ FILE = "identity.json"
 
 
 class Identity(BaseModel):
-    """`diff` is the uncommitted change against `commit`; both are empty outside a git checkout."""
+    """`diff` is the uncommitted change against `commit`, Python files that git does not know yet included.
+
+    Where tokendial itself is in another checkout, what is uncommitted there comes behind it. Outside both are empty.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,8 +41,40 @@ def capture(folder: Path | None = None) -> Identity:
     if sent := os.environ.get(VARIABLE):
         return Identity.model_validate_json(Path(sent).read_text("utf-8"))
     commit = _git("rev-parse", "HEAD", folder=folder).strip()
-    diff = _git("diff", "HEAD", folder=folder) if commit else ""
+    diff = _uncommitted(folder) if commit else ""
+    own = Path(__file__)
+    # Where git does not know the file, tokendial is installed, and a checkout around it is not its own.
+    apart = _git("ls-files", own.name, folder=own.parent) and _top(own.parent) != _top(folder)
+    if apart and (changed := _uncommitted(own.parent)):
+        diff += f"# tokendial itself, at {_git('rev-parse', 'HEAD', folder=own.parent)}{changed}"
     return Identity(user=user_name(), commit=commit, diff=diff[:MAX_DIFF_CHARS])
+
+
+def _top(folder: Path | None) -> str:
+    return _git("rev-parse", "--show-toplevel", folder=folder).strip()
+
+
+def _uncommitted(folder: Path | None) -> str:
+    """What is changed in the checkout around a folder, and its new Python files, as a patch; runs are left out."""
+    # Colours and tools of the user's own are no part of a patch.
+    parts = [_git("-c", "color.ui=never", "diff", "--no-ext-diff", "HEAD", folder=folder)]
+    names = _git("ls-files", "-z", "--full-name", "--others", "--exclude-standard", ":/*.py", folder=folder)
+    top, size = Path(_top(folder)), len(parts[0])
+    for name in filter(None, names.split("\0")):
+        path = top / name
+        if size < MAX_DIFF_CHARS and path.is_file() and not path.is_relative_to(home().resolve()):
+            parts.append(_new_file(name, path.read_text("utf-8", "replace")))
+            size += len(parts[-1])
+    return "".join(parts)
+
+
+def _new_file(name: str, text: str) -> str:
+    head = f"diff --git a/{name} b/{name}\nnew file mode 100644\n"
+    if not text:
+        return head
+    lines = text.removesuffix("\n").split("\n")
+    body = "".join(f"+{line}\n" for line in lines) + ("" if text.endswith("\n") else "\\ No newline at end of file\n")
+    return f"{head}--- /dev/null\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n{body}"
 
 
 def user_name() -> str:
