@@ -76,8 +76,6 @@ def collect(address: str, wanted: Mapping[str, str], going: Callable[[], bool], 
             try:
                 if ask(address, wanted[title]):
                     missing.discard(title)
-            except ConnectionError:
-                break
             except OSError:
                 break
         time.sleep(1)

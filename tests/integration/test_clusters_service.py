@@ -17,6 +17,7 @@ import pytest
 import yaml
 from jobs_lab import ROOT, Place, environment, free_ports, local_cluster
 from prometheus_lab import OPENER, collect, prometheus, queries
+from tokendial.bench.cluster import serve_rest, wait_for_endpoint
 from tokendial.serve.application import CLUSTER_ENVIRONMENT
 from tokendial.serve.keys import Key, KeyStore
 
@@ -41,17 +42,6 @@ class Service:
         self.config["applications"][0]["args"] = {"model": str(folder), "settings": [*SMALL, *BENDING]}
         self.secret = KeyStore(place.home / "keys.db").add(Key("app", None, None, True, 0))
 
-    def call(self, method: str, document: Any = None) -> Any:
-        """Serve's REST interface, which KubeRay uses, with the cluster's token."""
-        headers = {
-            "authorization": f"Bearer {self.place.token.read_text().strip()}",
-            "content-type": "application/json",
-        }
-        body = None if document is None else json.dumps(document).encode()
-        request = urllib.request.Request(f"{self.place.url}/api/serve/applications/", body, headers, method=method)
-        with OPENER.open(request, timeout=30) as answer:
-            return json.loads(answer.read() or b"null")
-
     def ask(self, image: bytes, **fields: Any) -> int:
         from serve_lab import body
 
@@ -67,17 +57,7 @@ class Service:
                 return error.code
 
     def engines(self) -> set[str]:
-        return {name for name in self.call("GET")["applications"] if name.startswith("tokendial-engine-")}
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + START_S
-        while True:
-            found = self.call("GET")["applications"].get("tokendial-keeper", {})
-            if found.get("status") == "RUNNING":
-                return
-            assert found.get("status") != "DEPLOY_FAILED", found["deployments"]["keeper"]["message"]
-            assert time.monotonic() < deadline, found
-            time.sleep(0.5)
+        return {name for name in serve_rest(self.place, "GET")["applications"] if name.startswith("tokendial-engine-")}
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +67,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         place.home.mkdir(exist_ok=True)
         with environment(place.environment):
             service = Service(place, folder)
-        service.call("PUT", service.config)
-        service.wait()
+        serve_rest(service.place, "PUT", service.config)
+        wait_for_endpoint(service.place, START_S)
         yield service
 
 
@@ -147,12 +127,12 @@ def test_a_changed_configuration_takes_over_with_no_request_lost_and_a_removed_o
     thread = threading.Thread(target=load)
     thread.start()
     try:
-        service.call("PUT", service.config)
+        serve_rest(service.place, "PUT", service.config)
         deadline = time.monotonic() + START_S
         while len(now := service.engines()) != 1 or now == before:
             assert time.monotonic() < deadline, now
             time.sleep(0.5)
-        service.wait()
+        wait_for_endpoint(service.place, START_S)
         so_far = seen.total()
         while seen.total() < so_far + 5:
             time.sleep(0.1)
@@ -160,8 +140,8 @@ def test_a_changed_configuration_takes_over_with_no_request_lost_and_a_removed_o
         done.set()
         thread.join()
     assert set(seen) == {200}
-    service.call("PUT", {**service.config, "applications": []})
+    serve_rest(service.place, "PUT", {**service.config, "applications": []})
     deadline = time.monotonic() + 90
-    while left := service.call("GET")["applications"]:
+    while left := serve_rest(service.place, "GET")["applications"]:
         assert time.monotonic() < deadline, sorted(left)
         time.sleep(0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -136,11 +137,38 @@ def add_node(place: Place, cpus: int = 1) -> subprocess.Popen[bytes]:
 
 def _alive(place: Place) -> int:
     """Nodes that the head takes to be alive."""
-    headers = {"Authorization": f"Bearer {place.token.read_text().strip()}"}
-    opener = build_opener(ProxyHandler({}))
-    with opener.open(Request(f"{place.url}/nodes?view=summary", headers=headers), timeout=30) as answer:
-        nodes = json.load(answer)["data"]["summary"]
+    nodes = _asked(place, "GET", "/nodes?view=summary")["data"]["summary"]
     return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+
+
+def serve_rest(place: Place, method: str, document: Any = None) -> Any:
+    """Serve's REST interface, which KubeRay uses."""
+    return _asked(place, method, "/api/serve/applications/", document)
+
+
+def wait_for_endpoint(place: Place, patience_s: float) -> None:
+    """Until Serve says that the endpoint which was declared is healthy."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            found = serve_rest(place, "GET")["applications"].get("tokendial-keeper", {})
+        except (OSError, http.client.HTTPException):
+            # A dashboard that is just starting.
+            found = {}
+        if found.get("status") == "RUNNING":
+            return
+        if found.get("status") == "DEPLOY_FAILED" or time.monotonic() > deadline:
+            raise WorkFailed(f"the endpoint did not start: {json.dumps(found)[-600:]}")
+        time.sleep(0.5)
+
+
+def _asked(place: Place, method: str, path: str, document: Any = None) -> Any:
+    """What the dashboard answers to the cluster's token."""
+    headers = {"Authorization": f"Bearer {place.token.read_text().strip()}", "Content-Type": "application/json"}
+    body = None if document is None else json.dumps(document).encode()
+    request = Request(place.url + path, body, headers, method=method)
+    with build_opener(ProxyHandler({})).open(request, timeout=30) as answer:
+        return json.loads(answer.read() or b"null")
 
 
 def raylet(node: subprocess.Popen[bytes]) -> int:

@@ -7,7 +7,6 @@ connect to that node's proxy, as the RayService's own service does (`excludeHead
 from __future__ import annotations
 
 import http.client
-import json
 import subprocess
 import threading
 import time
@@ -19,11 +18,20 @@ from typing import Any
 
 import psutil
 
-from tokendial.bench.cluster import Place, add_node, environment, free_ports, kill_node, local_cluster, restart_head
+from tokendial.bench.cluster import (
+    Place,
+    add_node,
+    environment,
+    free_ports,
+    kill_node,
+    local_cluster,
+    restart_head,
+    serve_rest,
+    wait_for_endpoint,
+)
 from tokendial.bench.open_loop import chat, noise
 from tokendial.bench.records import Row, single
 from tokendial.bench.untrained import digits_model
-from tokendial.failures import WorkFailed
 from tokendial.serve.keys import Key, KeyStore
 
 CLIENTS = 4
@@ -41,7 +49,8 @@ def head_rows(scripts: Path, folder: Path, requests: int) -> list[Row]:
     with local_cluster(scripts, cpus=0, rocksdb=True, **PATIENCE) as place:
         node = add_node(place, cpus=2)
         service = Service(place, node, model)
-        service.open()
+        serve_rest(place, "PUT", service.config)
+        wait_for_endpoint(place, START_S)
         load = Load(service, requests)
         load.until(requests // 4)
         began = time.monotonic()
@@ -50,7 +59,7 @@ def head_rows(scripts: Path, folder: Path, requests: int) -> list[Row]:
         away_s = time.monotonic() - began
         load.until(requests)
         load.join()
-        service.wait()
+        wait_for_endpoint(place, START_S)
     late = quantiles(load.latencies_ms, n=100)[98]
     setting = f"{requests} not streamed at {RATE:g}/s, {CLIENTS} clients; the head away for {away_s:.0f} s"
     return [
@@ -64,12 +73,12 @@ class Service:
     """The application that the RayService declares, and connections to it with a key."""
 
     def __init__(self, place: Place, node: subprocess.Popen[bytes], model: Path) -> None:
-        self._place, self._node = place, node
+        self._node = node
         self.port = free_ports(1)[0]
         place.home.mkdir(exist_ok=True)
         with environment(place.environment):
             self.secret = KeyStore(place.home / "keys.db").add(Key("bench", None, None, True, 0))
-        self._config: dict[str, Any] = {
+        self.config: dict[str, Any] = {
             "proxy_location": "EveryNode",
             "http_options": {"host": "127.0.0.1", "port": self.port},
             "applications": [
@@ -81,25 +90,6 @@ class Service:
                 }
             ],
         }
-
-    def open(self) -> None:
-        self._call("PUT", self._config)
-        self.wait()
-
-    def wait(self) -> None:
-        """Until Serve says that the application is healthy."""
-        deadline = time.monotonic() + START_S
-        while True:
-            try:
-                found = self._call("GET")["applications"].get("tokendial-keeper", {})
-            except (OSError, http.client.HTTPException):
-                # A dashboard that is just starting.
-                found = {}
-            if found.get("status") == "RUNNING":
-                return
-            if found.get("status") == "DEPLOY_FAILED" or time.monotonic() > deadline:
-                raise WorkFailed(f"the endpoint did not start: {json.dumps(found)[-600:]}")
-            time.sleep(0.5)
 
     @contextmanager
     def connection(self) -> Iterator[http.client.HTTPConnection]:
@@ -121,21 +111,6 @@ class Service:
     def _proxy(self) -> psutil.Process:
         below = psutil.Process(self._node.pid).children(recursive=True)
         return next(one for one in below if one.cmdline()[:1] and one.cmdline()[0].startswith("ray::ProxyActor"))
-
-    def _call(self, method: str, document: Any = None) -> Any:
-        """Serve's REST interface, which KubeRay uses, with the cluster's token."""
-        connection = http.client.HTTPConnection(self._place.url.removeprefix("http://"), timeout=TIMEOUT_S)
-        headers = {
-            "authorization": f"Bearer {self._place.token.read_text().strip()}",
-            "content-type": "application/json",
-        }
-        connection.request(method, "/api/serve/applications/", json.dumps(document) if document else None, headers)
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
-        if answer.status != 200:
-            raise WorkFailed(f"Serve answered {answer.status}: {content[-300:]!r}")
-        return json.loads(content or b"null")
 
 
 class Load:
