@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tokendial import environment
+from tokendial import environment, machine
 from tokendial.runs import home
 from tokendial.tracking import redact
 
@@ -100,7 +100,7 @@ def _deepspeed_build(folder: Path) -> Check:
 
 
 def _machine() -> Iterator[Check]:
-    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    cpus = machine.cpus()
     few = cpus < 2
     advice = "train with workers=1" if few else ""
     yield Check("cpu", "warn" if few else "ok", f"{cpus} CPU{'s' * (cpus > 1)} for this process", advice)
@@ -131,11 +131,11 @@ def available_memory() -> int:
     text = Path("/proc/meminfo").read_text()
     found = re.search(r"MemAvailable:\s+(\d+) kB", text)
     assert found, "Linux reports MemAvailable"
-    machine = int(found[1]) * 1024
+    whole = int(found[1]) * 1024
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and (most := limit.read_text().strip()) != "max":
-        return min(machine, int(most) - int(used.read_text()))
-    return machine
+        return min(whole, int(most) - int(used.read_text()))
+    return whole
 
 
 def _size(name: str, value: int, least: int, enough: int, advice: str) -> Check:

@@ -120,11 +120,11 @@ def promote(
     )  # fmt: skip
 
 
-def rollback(name: str, tracking_uri: str | None = None, reason: str = "rolled back") -> tuple[int, int]:
+def rollback(name: str, tracking_uri: str | None = None) -> tuple[int, int]:
     """Move the champion of a model back to the version before; returns (from, to)."""
     from tokendial.tracking import registry
 
-    move = registry.rollback(resolve_uri(tracking_uri, runs.home()), name, identity.user_name(), reason)
+    move = registry.rollback(resolve_uri(tracking_uri, runs.home()), name, identity.user_name(), "rolled back")
     assert move.before is not None, "a rollback comes from a version"
     return move.before, move.version
 

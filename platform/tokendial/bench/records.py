@@ -20,6 +20,7 @@ from rich.table import Table
 
 from tokendial import identity
 from tokendial.experiments import ConfigError
+from tokendial.machine import cpus
 from tokendial.versions import versions
 
 PEER_PACKAGES = ("accelerate",)
@@ -147,8 +148,7 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{models[0] if models else platform.processor() or platform.machine()}, {cores} cores"
+    return f"{models[0] if models else platform.processor() or platform.machine()}, {cpus()} cores"
 
 
 def read(path: Path) -> dict[str, dict[str, Section]]:

@@ -12,8 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
 from tokendial.resolve import resolve
@@ -109,7 +107,7 @@ class Desk:
                 made = candidate(self.space, chosen, self.base)
                 if made.overrides not in known:
                     return made, trial_config(self.plan, made)
-            except (ConfigError, ValidationError, ValueError) as error:
+            except ValueError as error:
                 refusal = str(error)
         raise ConfigError(f"no admissible candidate in {MAX_ATTEMPTS} suggestions for trial {number}; last: {refusal}")
 
@@ -156,7 +154,7 @@ def check_candidates(plan: SearchPlan) -> None:
         made = candidate(space, chosen, base)
         try:
             trial_config(plan, made)
-        except (ConfigError, ValueError) as error:
+        except ValueError as error:
             raise ConfigError(f"combination {' '.join(made.overrides)} cannot be a run: {error}") from error
 
 
@@ -170,7 +168,7 @@ def _probe(plan: SearchPlan, base: RunConfig[Any]) -> None:
         try:
             trial_config(plan, candidate(space, chosen, base))
             found += 1
-        except (ConfigError, ValueError) as error:
+        except ValueError as error:
             refusal = str(error)
         if found == (plan.trials if small else 1):
             return

@@ -158,8 +158,7 @@ def make_plan(space: Space, **fields: Any) -> SearchPlan:
     """A plan, named `user.experiment.search-<hash>` unless named by hand."""
     name = fields.pop("name", None)
     plan = SearchPlan(name="", space=describe(space), **fields)
-    experiment = re.sub(r"[^A-Za-z0-9.-]", "-", plan.experiment)
-    name = name or f"{plan.user}.{experiment}.search-{fingerprint(plan)}"
+    name = name or f"{plan.user}.{runs.plain(plan.experiment)}.search-{fingerprint(plan)}"
     if name == "last" or not TRIAL_NAME.fullmatch(name):
         raise ConfigError(
             f"search name {name!r} is not admissible; use up to 85 letters, digits, `.`, `_` and `-`, and not `last`"
