@@ -88,7 +88,12 @@ class Run:
         return self.folder / "result.json"
 
     def config_document(self) -> dict[str, Any]:
-        return json.loads((self.folder / "config.json").read_text())
+        """Raises ConfigError where `config.json` is broken."""
+        path = self.folder / "config.json"
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path} is broken; repair it or move the folder away") from error
 
     def read_result(self) -> RunResult:
         """What the run found; raises ConfigError where it has no result or a broken one."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokendial.contracts import Data, Example, Grade, RunConfig, Task
 from tokendial.curve import ItemScores, group_quality, rises, token_curve
+from tokendial.experiments import ConfigError
 from tokendial.runs import write_atomically
 
 if TYPE_CHECKING:
@@ -60,7 +61,15 @@ class Scores:
 
     @classmethod
     def read(cls, path: Path) -> "Scores":
-        document = json.loads(path.read_text("utf-8"))
+        """Raises ConfigError where the file is broken."""
+        try:
+            return cls._from(json.loads(path.read_text("utf-8")))
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            advice = "delete it with result.json and train the run again to rewrite both"
+            raise ConfigError(f"{path} is broken; {advice}") from error
+
+    @classmethod
+    def _from(cls, document: Mapping[str, Any]) -> "Scores":
         quality = {int(k): v for k, v in document["quality"].items()}
         # Scores written before have no digest.
         items = ItemScores(document["sources"], quality, document["groups"], document.get("data", ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -141,6 +142,13 @@ def test_a_broken_record_hides_only_its_own_run(home: Path) -> None:
     runs.create("whole", config(), ME)
     (runs.create("broken", config(), ME).folder / "run.json").write_text("{")
     assert [run.name for run in runs.list_runs()] == ["whole"]
+
+
+def test_a_broken_configuration_is_named(home: Path) -> None:
+    file = runs.create("it", config(), ME).folder / "config.json"
+    file.write_text("{")
+    with pytest.raises(ConfigError, match=re.escape(f"{file} is broken; repair it or move the folder away")):
+        runs.check("it", config())
 
 
 def test_a_new_run_takes_the_next_free_name(home: Path) -> None:

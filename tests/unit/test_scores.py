@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,10 @@ def test_scores_come_back_with_the_digest_of_their_data_and_without_where_they_h
     assert written.measured()["data"] == "digest"
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "data"}))
     assert Scores.read(path).items.data == ""
+    for damage in ("{", "[]", "{}", '{"quality": 7}'):
+        path.write_text(damage)
+        with pytest.raises(ConfigError, match=re.escape(f"{path} is broken; ")):
+            Scores.read(path)
 
 
 def test_twins_scored_on_other_data_than_their_run_are_refused(home: Path) -> None:
@@ -59,3 +64,4 @@ def test_a_model_is_scored_again_as_training_scored_it() -> None:
         trained = config.model_copy(update={"precision": precision})
         assert dtype_on(gpu, trained) is dtype is engine.precision(trained, gpu)
         assert dtype_on(CPU, trained) is torch.float32
+        assert dtype_on(gpu, trained, on_cpus=True) is torch.float32, "as on the CPUs that it trained on"
