@@ -132,7 +132,9 @@ def _read_document(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except OSError as error:
         raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"config file {path} is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"config file {path} holds a {type(document).__name__}; it must be a JSON object")
@@ -195,7 +197,10 @@ def _leaves(key: str, value: Any, section: BaseModel | None) -> Iterator[tuple[s
 def _value(text: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except (json.JSONDecodeError, RecursionError):
+    except ConfigError:
+        raise
+    # ValueError, of a number of more digits than Python reads, too.
+    except (ValueError, RecursionError):
         return text
 
 
