@@ -136,6 +136,8 @@ def warm(timeout_s: float) -> float:
     with tempfile.TemporaryFile("w+") as log:
         build = subprocess.Popen(
             [sys.executable, "-m", "tokendial.environment", "build"],
+            # As workers that train on the CPU have it, which they may do beside a GPU.
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -177,7 +179,7 @@ def main(arguments: list[str]) -> int:
         case ["build"]:
             build()
         case ["warm", *rest] if len(rest) <= 1:
-            if sys.platform != "linux" or has_gpu():
+            if sys.platform != "linux":
                 print("DeepSpeed's CPU operator is not needed here")
                 return 0
             try:

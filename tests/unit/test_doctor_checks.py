@@ -81,6 +81,31 @@ def test_warm_removes_a_stale_lock_and_ends_a_build_past_its_limit(
     assert not lock.exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed is for Linux")
+def test_the_cpu_operator_is_built_beside_a_gpu_too_where_too_few_gpus_leave_a_run_to_the_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment, "has_gpu", lambda: True)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert find("deepspeed build").status == "warn"
+    built: list[dict[str, str]] = []
+
+    class Build:
+        def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
+            built.append(env)
+
+        def wait(self, timeout_s: float) -> int:
+            return 0
+
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.setattr(environment.subprocess, "Popen", Build)
+    assert environment.main(["warm"]) == 0
+    assert (built[0]["CUDA_VISIBLE_DEVICES"], built[0]["DS_ACCELERATOR"]) == ("", "cpu")
+    assert f"is ready in {tmp_path}" in capsys.readouterr().out
+
+
 def test_an_unwritable_runs_folder_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKENDIAL_HOME", str(Path("/proc/tokendial") if sys.platform == "linux" else tmp_path))
     assert find("runs folder").status == "fail"
