@@ -1,12 +1,14 @@
 """What the endpoint takes: strict JSON, strict types, and an error that names the field."""
 
 import json
+import time
 from typing import Any
 
 import pytest
 from endpoint_lab import chat, image
+from pydantic import ValidationError
 from tokendial.serve.request import BadRequest
-from tokendial.serve.schema import MAX_IMAGES, images, parse
+from tokendial.serve.schema import MAX_IMAGES, ChatRequest, images, parse
 
 
 def encoded(document: Any) -> bytes:
@@ -89,6 +91,7 @@ def test_a_count_out_of_range_or_of_another_type_is_refused(value: Any) -> None:
         (user([]), "messages[0].content"),
         (user([{"type": "audio"}]), "messages[0].content[0]"),
         (user([{"type": "text", "txt": "x"}]), "messages[0].content[0].txt"),
+        (user([{"type": "text", "text": "x", "lang": "en"}]), "messages[0].content[0].lang"),
         (user([{"type": "image_url", "image_url": "x"}]), "messages[0].content[0].image_url"),
         (user([{"type": "image_url", "image_url": {"url": 1}}]), "messages[0].content[0].image_url.url"),
         (user([image("ultra")]), "messages[0].content[0].image_url.detail"),
@@ -123,6 +126,25 @@ def test_a_bad_request_names_its_field(document: Any, field: str) -> None:
     error = refusal(document)
     assert error.field == field
     assert str(error)
+
+
+@pytest.mark.parametrize("twice", [True, False], ids=["one twice", "none known"])
+def test_a_body_of_many_names_is_refused_before_anything_is_made_of_them(twice: bool) -> None:
+    names = [f"{number:05d}" for number in range(25_000)] + ["00000"] * twice
+    body = b"{" + b",".join(b'"%s":1' % name.encode() for name in names) + b"}"
+    began = time.process_time()
+    error = refusal(body)
+    assert time.process_time() - began < 1
+    assert str(error) == f"the body has an object of {len(names)} keys; at most 64 are allowed"
+
+
+def test_of_many_bad_parts_the_first_is_all_that_is_looked_for() -> None:
+    part = {"type": "text", "text": "x", **{f"x{number}": 1 for number in range(60)}}
+    message = {"role": "user", "content": [part] * 20}
+    with pytest.raises(ValidationError) as found:
+        ChatRequest.model_validate({"model": "m", "messages": [message] * 20})
+    assert found.value.error_count() < 100
+    assert refusal({"model": "m", "messages": [message]}).field == "messages[0].content[0].x0"
 
 
 def test_a_name_of_any_length_gives_a_short_error() -> None:

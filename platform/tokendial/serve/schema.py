@@ -16,6 +16,8 @@ MAX_MESSAGES = 256
 MAX_IMAGES = 16
 MAX_STOPS = 4
 MAX_NEW_TOKENS = 4096
+# Far more than any object of a request has. Each name that is not known would be an error, made only to be dropped.
+MAX_NAMES = 64
 
 Text = Annotated[str, Field(max_length=1_000_000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -45,10 +47,12 @@ class ImagePart(Part):
     image_url: ImageUrl
 
 
+# The first bad item of a list is all that is told.
 Parts = Annotated[
-    list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1, max_length=MAX_MESSAGES)
+    list[Annotated[TextPart | ImagePart, Field(discriminator="type")]],
+    Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
 ]
-Texts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)]
+Texts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 Empty = Annotated[list[Any], Field(max_length=0)]
 
 
@@ -95,7 +99,7 @@ class ChatRequest(Part):
     """A chat completion. `visual_tokens`, `slo` and `may_bend` are additions; all others are OpenAI's."""
 
     model: Annotated[str, Field(min_length=1, max_length=200)] = Field(description="NAME, or NAME@COUNT")
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     visual_tokens: Count | Annotated[list[Count], Field(min_length=1, max_length=MAX_IMAGES)] = Field(
         default=0, description="exact visual tokens of every image, or a list with a count for each"
     )
@@ -192,6 +196,8 @@ def _check(request: ChatRequest) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_NAMES:
+        raise BadRequest("body", f"the body has an object of {len(pairs)} keys; at most {MAX_NAMES} are allowed")
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
@@ -238,8 +244,12 @@ def _named(error: ValidationError, document: Any) -> BadRequest:
 def path(location: Iterable[int | str], document: Any) -> list[int | str]:
     """A validation's location without the names of the union members it passed through."""
     steps: list[int | str] = []
-    for step in location:
+    way = list(location)
+    for number, step in enumerate(way):
         match document, step:
+            case (dict(), "text") if number + 1 < len(way):
+                # The name of the member: nothing lies in a text.
+                continue
             case (list(items), int(place)) if place < len(items):
                 document = items[place]
             case (dict(made), str(name)) if name in made:
