@@ -71,6 +71,7 @@ def test_consent_floor_and_target_travel_with_the_terms() -> None:
         ([Ask(5)], {}, "visual_tokens", "5 visual tokens are not admissible; admissible: 1, 4, 9, 16, 25, 36, 64"),
         ([OPEN], {"min_quality": 0.97}, "slo.min_quality", "not reached up to 144 visual tokens; .* best is 0.969"),
         ([Ask(1)], {"min_quality": 0.5}, "slo.min_quality", "above the 0.200 of 1 visual tokens"),
+        ([Ask(9)], {"min_quality": 0.1}, "slo.min_quality", "above the unknown quality of 9 visual tokens"),
     ],
     ids=str,
 )

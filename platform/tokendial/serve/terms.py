@@ -49,10 +49,9 @@ def _open(ask: Ask, asked: int, floor: float, ladder: Ladder) -> list[int]:
     """
     quality = ladder.quality(asked)
     if ask.count is not None:
-        if quality is not None and quality < floor:
-            raise BadRequest(
-                "slo.min_quality", f"min_quality {floor} is above the {quality:.3f} of {asked} visual tokens"
-            )
+        if (quality or 0.0) < floor:
+            known = "unknown quality" if quality is None else f"{quality:.3f}"
+            raise BadRequest("slo.min_quality", f"min_quality {floor} is above the {known} of {asked} visual tokens")
         return [asked]
     tried = [asked, *(count for count in ladder.efficient() if count < asked)]
     allowed = [count for count in tried if (ladder.quality(count) or 0.0) >= floor]
