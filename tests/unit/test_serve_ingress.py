@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,24 @@ def test_a_key_is_needed_its_terms_hold_and_its_usage_is_written_down(store: Key
         assert post(url, chat(), authorization=f"Bearer {secret}")[0] == 401
     [(_, usage)] = store.list()
     assert (usage.requests, usage.images, usage.visual_tokens, usage.completion_tokens) == (1, 1, 4, 2)
+
+
+def test_a_stream_that_is_left_before_its_end_is_usage_too(store: KeyStore) -> None:
+    bearer = {"authorization": f"Bearer {store.add(Key('alice'))}"}
+    with running(create_app(ScriptedBackend(), Options(), store)) as url:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"))
+        body = chat(image("low"), text="one two slow", stream=True)
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), bearer)
+        answer = connection.getresponse()
+        while b'"two ' not in answer.readline():
+            pass
+        connection.sock.shutdown(socket.SHUT_RDWR)
+        connection.close()
+        deadline = time.monotonic() + 10
+        while (used := store.list()[0][1]).requests == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert (used.requests, used.images, used.visual_tokens, used.completion_tokens) == (1, 1, 4, 2)
 
 
 def test_a_rate_is_held_and_the_refusal_says_when_to_try_again(store: KeyStore) -> None:

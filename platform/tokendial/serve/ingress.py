@@ -252,8 +252,11 @@ class Endpoint:
         def ended(text: str, done: Done) -> None:
             self._answered(made, Whole(text, done), envelope.served, owner, began_s)
 
-        def closed(code: int) -> None:
+        def closed(code: int, sent: int) -> None:
             self._status(envelope.served, owner, code)
+            if code == CLIENT_LEFT and owner:
+                # What was encoded and written for him was used, though he did not wait for the end.
+                self._use(owner, Usage(1, len(head.visual_tokens), sum(head.visual_tokens), sent))
 
         self._series.first_token(envelope.served.name, time.perf_counter() - began_s)
         return EventStream(head, pieces, envelope, with_usage, ended, closed)

@@ -48,7 +48,8 @@ class EventStream(Response):
     Args:
         head: the first item, which was waited for before any status was sent.
         ended: told the whole text and the end of an answer that came to its end.
-        closed: told the status that the stream comes to as a whole: 200, 499 or 503. A fault is raised instead.
+        closed: told the status that the stream comes to as a whole: 200, 499 or 503, and the pieces that were sent. A
+            fault is raised instead.
     """
 
     media_type = "text/event-stream"
@@ -60,7 +61,7 @@ class EventStream(Response):
         envelope: shape.Envelope,
         with_usage: bool,
         ended: Callable[[str, Done], None],
-        closed: Callable[[int], None],
+        closed: Callable[[int, int], None],
     ) -> None:
         told = {**shape.headers(envelope.served, head), "x-request-id": envelope.id.removeprefix("chatcmpl-")}
         super().__init__(headers={**told, "cache-control": "no-store"})
@@ -69,6 +70,7 @@ class EventStream(Response):
         self._with_usage, self._ended, self._closed = with_usage, ended, closed
         # What it comes to, should it end now; None: a fault, which is counted where all are.
         self._code: int | None = CLIENT_LEFT
+        self._pieces: list[str] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -78,22 +80,21 @@ class EventStream(Response):
         # Serve cancels this where the client leaves.
         finally:
             if self._code is not None:
-                self._closed(self._code)
+                self._closed(self._code, len(self._pieces))
 
     async def _send_all(self, send: Send) -> None:
         async def out(content: bytes, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": content, "more_body": more})
 
-        pieces: list[str] = []
         item: Chunk | Done = self._head
         opening = shape.first(self._envelope, item)
         try:
             while isinstance(item, Chunk):
-                pieces.append(item.text)
+                self._pieces.append(item.text)
                 await out(opening + shape.piece(self._envelope, item))
                 opening = b""
                 item = await anext(self._items)
-            self._ended("".join(pieces), item)
+            self._ended("".join(self._pieces), item)
             self._code = 200
             await out(opening + shape.last(self._envelope, item, self._with_usage), more=False)
         except (Lost, StopAsyncIteration):
