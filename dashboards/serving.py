@@ -115,7 +115,7 @@ ROWS = (
                 (
                     (f"max by (model, replica) (tokendial_serve_governor_cap_tokens{MODEL})", "{{model}} {{replica}}"),
                     (
-                        f"max by (model, replica, count) (tokendial_serve_governor_barred_tokens{MODEL}) or vector(0)",
+                        f"max by (model, replica, count) (tokendial_serve_governor_barred_tokens{MODEL})",
                         "{{model}} {{replica}} barred",
                     ),
                 ),
@@ -209,11 +209,11 @@ ROWS = (
                     (f"max by (model, version) (tokendial_serve_model_info{MODEL})", "{{model}} {{version}}"),
                     (
                         # Every endpoint process counts every change.
-                        "max by (outcome) (increase(tokendial_serve_model_changes_total[1h])) or vector(0)",
+                        "max by (outcome) (increase(tokendial_serve_model_changes_total[1h]))",
                         "{{outcome}}",
                     ),
                     (
-                        f"sum by (model) ({ONCE} (increase(tokendial_serve_retries_total{MODEL}[1h]))) or vector(0)",
+                        f"sum by (model) ({ONCE} (increase(tokendial_serve_retries_total{MODEL}[1h])))",
                         "{{model}} retries",
                     ),
                 ),

@@ -57,8 +57,9 @@ def test_what_is_refused_for_load_counts_by_its_cause(url: str, cause: str) -> N
     assert grown(url, before, "refusals", "cause") == {cause: 1}
 
 
-def test_changes_of_version_are_counted_from_none(url: str) -> None:
+def test_changes_of_version_and_retries_are_counted_from_none(url: str) -> None:
     assert counted(url, "model_changes", "outcome") == {"promoted": 0, "refused": 0}
+    assert counted(url, "retries", "model") == {"scripted": 0}
 
 
 def test_each_governors_decisions_are_gauges(url: str) -> None:

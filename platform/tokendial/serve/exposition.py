@@ -74,6 +74,8 @@ class Exposition:
         self._clear("governor_level_steps", "governor_cap_tokens", "governor_lift_ratio", "governor_barred_tokens")
         self._clear("agreement_ratio", "measured_latency_seconds", "start_seconds")
         self._series["model_info"].labels(served.name, served.version).set(1)
+        # From 0 on, as above.
+        self._own("retries", served.name)
         self._series["replicas"].labels(served.name).set(len(replicas))
         for replica, load in replicas.items():
             self._engine(served, replica, load)
