@@ -36,6 +36,7 @@ def test_every_setting_is_listed_with_its_meaning() -> None:
         ("engine.slots=0", "engine.slots"), ("replicas.least=4", "replicas.most"), ("host.name=x", "host"),
         ("engine.governor=maybe", "governor"), ("name=a b", "name"), ("trace_share=2", "trace_share"),
         ("new_tokens=1025", "engine.max_new_tokens"), ("engine.max_new_tokens=8", "new_tokens"),
+        ("engine.max_new_tokens=4097", "engine.max_new_tokens"), ("engine.max_images=17", "engine.max_images"),
         ("max_held_mib=31", "max_body_mib = 32"),
         ("start_timeout_s=inf", "start_timeout_s"), ("engine.patience_ms=inf", "patience_ms"), ("host=", "host"),
         ("image_hosts=https://a.example", "full domain name"), ("image_hosts=localhost", "full domain name"),

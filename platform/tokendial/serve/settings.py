@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tokendial.serve.schema import MAX_IMAGES, MAX_NEW_TOKENS
+
 Positive = Annotated[int, Field(gt=0)]
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,8 +45,10 @@ class EngineSettings(BaseModel):
         description="a count whose bent answers agree less often with full ones is not bent to; never less than the "
         "ladder promises",
     )
-    max_images: Positive = Field(default=4, description="images of one request")
-    max_new_tokens: Positive = Field(default=1024, description="longest answer, tokens")
+    max_images: Positive = Field(default=4, le=MAX_IMAGES, description=f"images of one request, up to {MAX_IMAGES}")
+    max_new_tokens: Positive = Field(
+        default=1024, le=MAX_NEW_TOKENS, description=f"longest answer, tokens, up to {MAX_NEW_TOKENS}"
+    )
     max_prompt_tokens: Positive = Field(
         default=8192, description="longest prompt at full count, tokens, visual ones included"
     )
