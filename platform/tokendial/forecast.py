@@ -103,7 +103,7 @@ def _probe(config: RunConfig[Any], cost: Cost) -> tuple[int, dict[str, Any]]:
         config.workers, device, dtype,
     )  # fmt: skip
     steps, training = within(config.budget.seconds, plans, [stage_seconds(job, plan) for plan in plans])
-    scoring = scoring_seconds(job, cut(plans, steps), sets[config.evaluation.split])
+    scoring = scoring_seconds(job, cut(plans, steps), sets)
     price, held = config.tracking.price_per_hour, preparing + training + scoring
     return steps, {
         "examples": {split: len(items) for split, items in sets.items()},

@@ -1,5 +1,10 @@
 """A forecast is of the run that would happen here: its precision, the parts it trains, and its bound on seconds."""
 
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import language_folders
 import pytest
 import torch
 from tokendial.experiments import workload
@@ -34,6 +39,23 @@ def test_a_run_bounded_by_seconds_is_forecast_to_their_end(monkeypatch: pytest.M
     cost = workload("digits").cost(config)
     assert found["flops"] == run_cost(config, cost, 120, until=60).flops < run_cost(config, cost, 120).flops
     assert 0 < found["tokens"] < run_cost(config, cost, 120).tokens / 2
+
+
+def test_scoring_is_timed_as_far_as_there_is_something_to_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = f"data.path={language_folders.pictures(tmp_path / 'pictures')}"
+    monkeypatch.setattr(probe, "stage_seconds", lambda job, plan: 0.0)
+    # Each batch takes a second, by this clock.
+    monkeypatch.setattr(probe, "grade", lambda *asked: None)
+    monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=count().__next__))
+    asked = (data, "evaluation.batch_size=1", "evaluation.test_examples=256", "evaluation.validation_examples=256")
+    found = forecast(resolve("captions.tiny", asked))
+    assert found["seconds_scoring"] == found["examples"]["test"] < 20
+    often = forecast(resolve("captions.tiny", (*asked, "budget.steps=4", "evaluation.every=2")))
+    language = sum(step % 2 == 0 for step in range(1 + often["stages"]["warm_tower"], 5))
+    assert language
+    assert often["seconds_scoring"] == found["seconds_scoring"] + language * found["examples"]["validation"]
 
 
 def test_passes_are_timed_in_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from statistics import median
 
@@ -43,10 +43,11 @@ def stage_seconds(job: Job, stage: StagePlan) -> float:
     return total + steps * optimizer_seconds()
 
 
-def scoring_seconds(job: Job, stages: Sequence[StagePlan], scored: Sequence[Example]) -> float:
+def scoring_seconds(job: Job, stages: Sequence[StagePlan], sets: Mapping[str, Sequence[Example]]) -> float:
     """Seconds of the first worker's share of the curves on the way and at the end, from one batch at every count."""
     config, settings = job.config, job.config.evaluation
     model = job.task.build_model(config).to(job.device, job.dtype)
+    scored = sets[settings.split]
     batch = [scored[i] for i in range(min(settings.batch_size, len(scored)))]
 
     def once() -> float:
@@ -55,17 +56,18 @@ def scoring_seconds(job: Job, stages: Sequence[StagePlan], scored: Sequence[Exam
         _settle(job)
         return time.perf_counter() - began
 
-    final = settings.test_examples if settings.split == "test" else settings.validation_examples
+    def rounds(split: str) -> int:
+        wanted = settings.test_examples if split == "test" else settings.validation_examples
+        return ceil(min(wanted, len(sets[split])) / settings.batch_size / job.world)
+
     on_the_way = sum(
         sum(step % settings.every == 0 for step in range(plan.start + 1, plan.stop + 1))
         for plan in stages
         if settings.every and plan.config.objective == "language"
     )
-    rounds = ceil(final / settings.batch_size / job.world)
-    rounds += on_the_way * ceil(settings.validation_examples / settings.batch_size / job.world)
     # The first batch also allocates what the others find.
     once()
-    return rounds * once()
+    return (rounds(settings.split) + on_the_way * rounds("validation")) * once()
 
 
 def _passes(job: Job, stage: StagePlan) -> tuple[Counter[Kind], dict[Kind, list[Work] | None]]:
