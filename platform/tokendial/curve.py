@@ -227,13 +227,6 @@ def regret(flexible: Mapping[int, ItemScores], twins: Mapping[int, Mapping[int, 
     return {count: paired_difference(twins[count], flexible, count) for count in sorted(twins)}
 
 
-def worst_regret(regrets: Mapping[int, Difference]) -> tuple[int, Difference]:
-    """The count at which the flexible model loses most, the smaller count where two tie."""
-    if not regrets:
-        raise ValueError("regret needs at least one twin")
-    return max(regrets.items(), key=lambda item: (item[1].mean, -item[0]))
-
-
 def served_matrix(
     flexible: Mapping[int, ItemScores], twins: Mapping[int, Mapping[int, ItemScores]], kind: TwinKind = "steps"
 ) -> Matrix:

@@ -72,13 +72,6 @@ class Ledger:
         self.cpu_seconds += seconds * cpus
         self.gpu_seconds += seconds * gpus
 
-    def merge(self, other: Self) -> None:
-        """Add another ledger's sums to this one; the price stays this one's."""
-        for count, tally in other.counts.items():
-            self.counts.setdefault(count, Tally()).add(tally)
-        for name in ("steps", "wall_seconds", "worker_seconds", "cpu_seconds", "gpu_seconds"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
     @property
     def total(self) -> Tally:
         """Sums over counts, with `steps` the run's own optimizer steps."""

@@ -18,7 +18,6 @@ from tokendial.curve import (
     rises,
     served_matrix,
     token_curve,
-    worst_regret,
 )
 
 
@@ -165,7 +164,6 @@ def test_regret_is_what_the_twin_has_over_the_flexible_model():
     twins = {4: {0: ItemScores(["a", "b"], {4: [1.0, 1.0], 16: [0.0, 0.0]})}, 16: flexible}
     found = regret(flexible, twins)
     assert {count: gap.mean for count, gap in found.items()} == {4: 0.5, 16: 0.0}
-    assert worst_regret(found)[0] == 4
 
 
 def test_the_matrix_averages_over_seeds_with_twins_first():

@@ -1,4 +1,4 @@
-"""The ledger adds, merges on resume, and comes back from JSON as it was."""
+"""The ledger adds, and comes back from JSON as it was."""
 
 import json
 
@@ -55,14 +55,6 @@ def test_a_ledger_survives_json():
     assert Ledger.from_json(document) == ledger
     assert document["total"]["visual_tokens"] == 2304
     assert document["money"] == 3.0
-
-
-def test_merging_two_halves_of_a_run_adds_their_sums():
-    whole, second = spent(), spent()
-    whole.merge(second)
-    assert whole.counts[4].visual_tokens == 512
-    assert whole.counts[64].peak_bytes == 700
-    assert (whole.steps, whole.wall_seconds, whole.money) == (8, 3000.0, 6.0)
 
 
 @pytest.mark.parametrize(
