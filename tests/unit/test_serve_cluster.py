@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,6 +186,45 @@ def test_a_start_that_ray_fails_at_is_told_from_a_version_that_does(
     with pytest.raises(WorkFailed) as failed:
         endpoint_on(serve, monkeypatch)._run(None, "tokendial-engine-1-4")
     assert type(failed.value) is told
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("has 1 replicas that have taken more than 30s to be scheduled. This may be due to waiting for the cluster to "
+         'auto-scale. Resources required for each replica: {"CPU": 1.0, "GPU": 1.0}, total resources available: {}.',
+         r'for 0.1 s the cluster had no room .* needs {"CPU": 1.0, "GPU": 1.0}'),
+        ("has 1 replicas that have taken more than 30s to initialize.", "was not ready within 0.1 s"),
+    ],
+    ids=["no room", "hangs"],
+)  # fmt: skip
+def test_a_version_that_the_cluster_has_no_room_for_is_told_from_one_that_hangs(
+    message: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve, ended = Serve(), threading.Event()
+    serve.run = lambda *_, **__: ended.wait()  # type: ignore[attr-defined]
+    shown = SimpleNamespace(
+        message="", deployments={"engine": SimpleNamespace(message=f"Deployment 'engine' {message}")}
+    )
+    serve.status = lambda: SimpleNamespace(applications={"tokendial-engine-1-4": shown})  # type: ignore[method-assign]
+    with pytest.raises(WorkFailed, match=told) as failed:
+        endpoint_on(serve, monkeypatch, "start_timeout_s=0.1")._run(None, "tokendial-engine-1-4")
+    ended.set()
+    assert isinstance(failed.value, ClusterAway) is ("to be scheduled" in message)
+
+
+def test_a_second_version_on_the_only_gpu_is_told_what_it_lacks_and_starts_once_it_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = {"CPU": 8.0}
+    monkeypatch.setattr(application.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
+    monkeypatch.setattr(application.ray, "available_resources", lambda: free)
+    endpoint = Endpoint(serve_settings([]), None, ours=True)
+    monkeypatch.setattr(endpoint, "_run", lambda bound, name: "its replicas")
+    with pytest.raises(ClusterAway, match=r"needs 1 GPUs .* 0 are free; .* replicas\.gpus=0\.5 lets two share one"):
+        endpoint.start(Source("m", "2"))
+    free["GPU"] = 1.0
+    assert endpoint.start(Source("m", "2")).handle == "its replicas"
 
 
 def test_an_end_that_takes_longer_than_an_answer_may_is_told_and_waited_for_no_longer(

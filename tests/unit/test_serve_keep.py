@@ -196,6 +196,9 @@ def test_a_version_that_ray_was_not_there_to_start_is_not_refused(following: Fol
     keeper, endpoint, said = following
     endpoint.broken = {"start 2": ClusterAway("Ray Serve does not answer: the actor is restarting")}
     keeper.look()
+    endpoint.broken = {"start 2": ClusterAway("Ray Serve does not answer: the actor is restarting")}
+    keeper.look()
+    assert said.count("Ray Serve does not answer: the actor is restarting") == 1
     assert (said[-1], endpoint.told) == ("Ray Serve does not answer: the actor is restarting", [])
     keeper.look()
     assert endpoint.told == ["switch 2", "promoted", "drop all but 2"]

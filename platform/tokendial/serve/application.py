@@ -125,10 +125,13 @@ class Endpoint:
         """Start a version beside what runs; raises WorkFailed, and leaves nothing, where it does not get ready.
 
         Where Serve cannot be asked, it raises ClusterAway; what it then leaves, `drop_others` of a later version drops.
+        So it does, leaving nothing, where the cluster has no room for one more version.
         """
         settings, replicas = self.settings, self.settings.replicas
         application = f"{ENGINE}{next(self._numbers)}-{re.sub('[^A-Za-z0-9-]', '-', source.version)[:40]}"
         gpus = replicas.gpus if replicas.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
+        if self._ours:
+            _check_gpus(gpus * replicas.least)
         room = settings.engine.slots + settings.engine.max_queue
         deployment = serve.deployment(
             name="engine",
@@ -270,6 +273,12 @@ class Endpoint:
         reason = _reason(application) or (str(outcome[0]) if outcome else "")
         serve.delete(application, _blocking=False)
         if not outcome:
+            if "to be scheduled" in reason:
+                needs = re.search(r"required for each replica: (\{.*?\})", reason)
+                raise ClusterAway(
+                    f"for {self.settings.start_timeout_s:g} s the cluster had no room for a version beside what runs; "
+                    f"each of its replicas needs {needs[1] if needs else reason}"
+                )
             raise WorkFailed(f"the version was not ready within {self.settings.start_timeout_s:g} s")
         raise WorkFailed(f"the version did not start: {reason}") from outcome[0]
 
@@ -322,6 +331,16 @@ def free_port(host: str, wanted: int) -> int:
         except OSError as error:
             raise ConfigError(f"port = {wanted} on host = {host!r} cannot be used: {error.strerror}") from None
         return probe.getsockname()[1]
+
+
+def _check_gpus(needed: float) -> None:
+    """Raise ClusterAway where the cluster has not as many free."""
+    free = ray.available_resources().get("GPU", 0.0)
+    if needed > free:
+        raise ClusterAway(
+            f"a version needs {needed:g} GPUs (replicas.least × replicas.gpus) beside what runs, and {free:g} are "
+            "free; it starts once they are, and replicas.gpus=0.5 lets two share one"
+        )
 
 
 def _engines() -> list[str]:

@@ -60,6 +60,7 @@ class Keeper:
         self._endpoint, self._followed, self._say = endpoint, followed, say
         self._running: Running | None = None
         self._refused: set[str] = set()
+        self._told = ""
         self._left: list[Callable[[], None]] = []
 
     def open(self, source: Source) -> Served:
@@ -99,27 +100,35 @@ class Keeper:
 
     def look(self) -> None:
         """Follow the alias to where it points now; a version that was refused is not tried again."""
+        told = ""
+        try:
+            self._look()
+        except (WorkFailed, ValueError) as error:
+            # The registry is away, or the version is bad: what serves goes on serving.
+            told = str(error)
+        # So it does where Ray is away, or slow; the next look tries again.
+        except Exception as error:
+            told = f"the alias could not be followed: {type(error).__name__}: {error}"
+        # What lasts is told once.
+        if told and told != self._told:
+            self._say(told)
+        self._told = told
+
+    def _look(self) -> None:
         assert self._running is not None
         if not self._clear() or self._followed is None:
             return
         from tokendial.tracking.registry import CHAMPION, history, resolve
 
         follow = self._followed
-        try:
-            found = resolve(follow.uri, f"{follow.name}@{follow.alias}")
-            version = str(found.version)
-            if version == self._running.source.version or version in self._refused:
-                return
-            moved = history(follow.uri, follow.name) if follow.alias == CHAMPION else []
-            moves = [move for move in moved if str(move.version) == version]
-            by, reason = (moves[-1].by, moves[-1].reason) if moves else ("unknown", "the alias was moved")
-            self.change(registered(follow.uri, follow.name, found.version, self._running.source.name), by, reason)
-        except (WorkFailed, ValueError) as error:
-            # The registry is away, or the version is bad: what serves goes on serving.
-            self._say(str(error))
-        # So it does where Ray is away, or slow; the next look tries again.
-        except Exception as error:
-            self._say(f"the alias could not be followed: {type(error).__name__}: {error}")
+        found = resolve(follow.uri, f"{follow.name}@{follow.alias}")
+        version = str(found.version)
+        if version == self._running.source.version or version in self._refused:
+            return
+        moved = history(follow.uri, follow.name) if follow.alias == CHAMPION else []
+        moves = [move for move in moved if str(move.version) == version]
+        by, reason = (moves[-1].by, moves[-1].reason) if moves else ("unknown", "the alias was moved")
+        self.change(registered(follow.uri, follow.name, found.version, self._running.source.name), by, reason)
 
     def close(self) -> None:
         """End what was opened."""
