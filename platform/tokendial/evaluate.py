@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokendial import runs
 from tokendial.contracts import Data, RunConfig, Task
+from tokendial.contracts.precision import on_device
 from tokendial.experiments import ConfigError, workload
 from tokendial.model_folder import CARD, read_card
 from tokendial.resolve import from_document
@@ -116,7 +117,7 @@ def score(
     chosen = examples_of(data, config, split, examples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype_on(device, config)
-    model = task.load(str(folder)).to(device, dtype)
+    model = on_device(task.load(str(folder)), device, dtype)
 
     def report(done: int, total: int) -> None:
         progress({"stage": "score", "step": done, "total": total})

@@ -16,6 +16,7 @@ from typing import Any
 
 from tokendial import identity, runs
 from tokendial.contracts import RunConfig
+from tokendial.contracts.precision import on_device
 from tokendial.curve import CurvePoint, autc
 from tokendial.evaluate import evaluate
 from tokendial.experiments import ConfigError, workload
@@ -167,7 +168,7 @@ def latency(folder: Path, config: RunConfig[Any], counts: list[int]) -> Latency:
     data, task = workload(config.workload).load(config)
     cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
-    network = task.load(str(folder)).to(device, dtype).eval()
+    network = on_device(task.load(str(folder)), device, dtype).eval()
     batch = move(data.collate(examples_of(data, config, "validation", 1)), device, dtype)
     measured: dict[int, float] = {}
     answers = 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tokendial.contracts import RunConfig, StageConfig, Task
+from tokendial.contracts.precision import on_device
 from tokendial.train.step import StepModule
 from torch import Tensor, nn
 
@@ -131,7 +132,7 @@ def apart(
         return cast(StepModule, engine.module).model
     model = task.build_model(config)
     model.load_state_dict(full_state(engine))
-    return model.to(device, dtype)
+    return on_device(model, device, dtype)
 
 
 def save(engine: DeepSpeedEngine, folder: Path, state: Mapping[str, Any]) -> None:

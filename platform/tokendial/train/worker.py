@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from tokendial import metrics
+from tokendial.contracts.precision import on_device
 from tokendial.ledger import Ledger
 from tokendial.resolve import from_document
 from tokendial.runs import write_atomically
@@ -290,7 +291,7 @@ def _export(job: Job, seat: Seat, weights: Path, folder: Path) -> None:
         model.load_state_dict(load_file(weights))
         job.task.export(model, job.config, str(folder / "model"))
     _barrier(seat)
-    model = job.task.load(str(folder / "model")).to(job.device, job.dtype)
+    model = on_device(job.task.load(str(folder / "model")), job.device, job.dtype)
     scores = score(job, seat, model, job.config.evaluation.split)
     if seat.rank == 0:
         assert scores is not None
