@@ -54,12 +54,19 @@ def train(
 
 
 def search(
-    experiment: str, overrides: Sequence[str] = (), new: bool = False, progress: Progress = _silent, **options: Any
+    experiment: str,
+    overrides: Sequence[str] = (),
+    new: bool = False,
+    retry: bool = False,
+    progress: Progress = _silent,
+    **options: Any,
 ) -> SearchResult:
     """Find the token schedule, or anything else of a configuration, at equal compute; continue or return a search.
 
     Args:
         experiment: its name; overrides with lists (`seed=0,1,2`) are searched.
+        new: start another search even where this one exists.
+        retry: run its trials that failed again.
         options: see `tokendial.search.drive.plan_search`.
 
     Raises:
@@ -67,7 +74,7 @@ def search(
     """
     from tokendial.search import drive
 
-    return drive.search(drive.plan_search(experiment, overrides, new=new, **options), progress=progress)
+    return drive.search(drive.plan_search(experiment, overrides, new=new, **options), progress, retry)
 
 
 def promote(

@@ -21,7 +21,7 @@ MAX_CONFIG_BYTES = 1 << 20
 _PARTS = ("vision", "language")
 BOUNDS = ("steps", "flops", "tokens", "seconds")
 
-__all__ = ["ConfigError", "from_document", "resolve"]
+__all__ = ["ConfigError", "from_document", "given", "resolve"]
 
 
 def resolve(
@@ -65,6 +65,12 @@ def resolve(
     if machine_cpus is not None and not os.environ.get("RAY_ADDRESS"):
         _check_machine(config, machine_cpus)
     return config
+
+
+def given(overrides: Sequence[str], base: RunConfig[Any]) -> set[str]:
+    """Dotted keys that overrides give a value; of a preset, the section that it is of."""
+    fields, presets = _parse(overrides, base)
+    return {*fields, *presets}
 
 
 def from_document(document: Mapping[str, Any]) -> RunConfig[Any]:

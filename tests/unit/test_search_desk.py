@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokendial import api
 from tokendial.experiments import ConfigError
-from tokendial.failures import WorkFailed
+from tokendial.resolve import from_document
 from tokendial.search.desk import Desk, TrialOrder, check_candidates
-from tokendial.search.drive import plan_search, search
+from tokendial.search.drive import plan_search
 from tokendial.search.found import SearchResult, read_plan, summarise
-from tokendial.search.plan import SearchPlan, fingerprint, refuse_changes
-from tokendial.search.state import State
+from tokendial.search.plan import SearchPlan
 from tokendial.search.trials import Book, Outcome, Session
 
 # Constant laws, whose draws cost nothing to simulate: these tests are about order, not schedules.
@@ -124,7 +122,6 @@ def test_a_closed_desk_hands_out_nothing(tmp_path: Path) -> None:
 
 def test_trials_have_equal_compute_whatever_their_schedule(tmp_path: Path) -> None:
     """Each ends within a step of its allowance; on a budget of some hundred steps that is under two percent."""
-    from tokendial.resolve import from_document
     from tokendial.search.trial import allowance_spent
 
     made = plan_search("digits.tiny", ("global_batch=4",), algorithm="random", trials=6, budget="2e10", per_trial=True)
@@ -206,16 +203,6 @@ def test_a_judgement_stands_and_rungs_are_compute(tmp_path: Path) -> None:
     assert all(order is not None and order.rungs == made.rungs for order in orders)
 
 
-def test_a_changed_space_is_refused_by_name() -> None:
-    before = plan("random", name="it")
-    after = plan_search("digits.tiny", ("schedule=tokenflex,m3",), name="it", budget="2e9", per_trial=True)
-    with pytest.raises(ConfigError, match=r"search 'it' is another one \(algorithm: random → grid; space: "):
-        refuse_changes(before, after)
-    refuse_changes(before, plan("random", trials=30, name="it"))
-    assert fingerprint(before) == fingerprint(plan("random", trials=30, name="it"))
-    assert plan("random").name == plan("random", trials=30).name != plan("random", seed=1).name
-
-
 def test_a_grid_with_an_impossible_combination_is_refused_before_it_starts() -> None:
     with pytest.raises(ConfigError, match=r"combination schedule\.counts=\[4, 500\] cannot be a run: "):
         plan_search("digits.tiny", ("schedule=tokenflex", "schedule.counts=[4,16],[4,500]"))
@@ -223,25 +210,6 @@ def test_a_grid_with_an_impossible_combination_is_refused_before_it_starts() -> 
         plan_search("digits.tiny", ("schedule.counts=[500],[600]",), algorithm="random")
     with pytest.raises(ConfigError, match="less than one step"):
         plan_search("digits.tiny", ("seed=0,1",), budget="10", per_trial=True)
-
-
-def test_fewer_trials_than_a_search_has_are_refused(home: Path) -> None:
-    made = plan("random", trials=12, name="it")
-    (home / "it").mkdir(parents=True)
-    (home / "it" / "plan.json").write_text(made.model_dump_json())
-    with pytest.raises(ConfigError, match="search 'it' has 12 trials, and --trials 5 is fewer; leave it out"):
-        plan("random", trials=5, name="it")
-    assert plan("random", trials=None, name="it").trials == 12
-    assert plan("random", trials=20, name="it").trials == 20
-    assert plan("random", trials=5, name="it", new=True).name == "it-2"
-
-
-def test_a_new_search_has_an_allowance_of_its_own(home: Path) -> None:
-    made = plan("random", name="it")
-    (home / "it").mkdir(parents=True)
-    (home / "it" / "plan.json").write_text(made.model_copy(update={"flops": 3e9}).model_dump_json())
-    assert plan("random", name="it").flops == 3e9
-    assert plan("random", name="it", new=True).flops == 2e9
 
 
 def test_a_small_space_is_searched_to_its_last_candidate(tmp_path: Path) -> None:
@@ -255,37 +223,6 @@ def test_a_small_space_is_searched_to_its_last_candidate(tmp_path: Path) -> None
     impossible = ("schedule=tokenflex", "schedule.counts=[4,16],[4,144],[4,500]")
     with pytest.raises(ConfigError, match=r"--trials 3 is more than the 2 candidates that can be a run; "):
         plan_search("digits.tiny", impossible, algorithm="random", budget="2e9", per_trial=True)
-
-
-def test_a_search_without_a_finished_trial_fails_each_time_it_is_asked_for(home: Path) -> None:
-    made = plan("random", trials=2, name="it")
-    folder = home / "it"
-    folder.mkdir(parents=True)
-    desk = Desk(made, folder)
-    while (order := desk.ask()) is not None:
-        desk.tell(order.number, Outcome("FAILED", cause="on fire"))
-    (folder / "result.json").write_text(summarise(made, desk.book, {1: 1.0}).model_dump_json())
-    with pytest.raises(WorkFailed, match="all 2 trials failed; first: on fire"):
-        search(made)
-
-
-@pytest.mark.parametrize(
-    ("error", "status"), [(KeyboardInterrupt(), "KILLED"), (ConnectionError("nobody is there"), "FAILED")]
-)
-def test_a_search_that_ends_before_it_has_a_cluster_says_why(
-    error: BaseException, status: str, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def connect() -> None:
-        raise error
-
-    monkeypatch.setattr("tokendial.train.ray_trainer.connect", connect)
-    with pytest.raises(type(error)) as found:
-        search(plan("random", trials=2, name="it"))
-    assert found.value is error
-    assert State.read(home / "it").status == status
-    said = api.logs("it")["it"].splitlines()
-    assert said[0].endswith("preparing")
-    assert said[-1].endswith(f"{type(error).__name__}: {error}")
 
 
 def test_plans_are_read_back_and_wall_time_needs_room_to_start(tmp_path: Path) -> None:

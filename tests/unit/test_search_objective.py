@@ -9,7 +9,18 @@ from tokendial.resolve import resolve
 from tokendial.search.budget import START_S, flops_per_trial, parse
 from tokendial.search.drive import plan_search
 from tokendial.search.halving import NUM_VALIDATIONS, goes_on, reached, rungs
-from tokendial.search.objective import cost_of_being_good, envelope, hypervolume, pareto, value, worst_regret
+from tokendial.search.objective import (
+    Costs,
+    Curve,
+    envelope,
+    hypervolume,
+    pareto,
+    points,
+    prices,
+    span,
+    worst_regret,
+    worth,
+)
 from tokendial.search.plan import as_trial
 from tokendial.train.room import Room
 
@@ -17,19 +28,51 @@ COSTS = {1: 1.0, 4: 2.0, 16: 4.0, 64: 16.0}
 CURVE = {1: 0.2, 4: 0.4, 16: 0.8, 64: 0.82}
 
 
+def share(*places: tuple[Curve, Costs]) -> float:
+    return hypervolume((place for curve, costs in places for place in points(curve, costs)), span(COSTS))
+
+
 def test_hypervolume_is_the_staircase_over_log_cost() -> None:
-    # 0.2 over one doubling, 0.4 over one, 0.8 over two, of four doublings.
-    assert hypervolume([CURVE], COSTS) == pytest.approx((0.2 + 0.4 + 2 * 0.8) / 4)
-    assert hypervolume([{1: 0.5, 4: 0.1, 16: 0.1, 64: 0.1}], COSTS) == pytest.approx(0.5)
-    assert hypervolume([CURVE, {1: 0.5, 4: 0.5, 16: 0.5, 64: 0.9}], COSTS) == pytest.approx((0.5 + 0.5 + 1.6) / 4)
+    # 0.2 over one doubling, 0.4 over one, 0.8 over two, 0.82 over the one beyond the dearest answer, of five doublings.
+    assert share((CURVE, COSTS)) == pytest.approx((0.2 + 0.4 + 2 * 0.8 + 0.82) / 5)
+    assert share(({1: 0.5, 4: 0.1, 16: 0.1, 64: 0.1}, COSTS)) == pytest.approx(0.5)
+    other = {1: 0.5, 4: 0.5, 16: 0.5, 64: 0.9}
+    assert share((CURVE, COSTS), (other, COSTS)) == pytest.approx((0.5 + 0.5 + 1.6 + 0.9) / 5)
+    assert hypervolume([(1.0, 0.5)], span({4: 1.0})) == 0.5
 
 
-def test_the_price_of_being_good_is_that_of_the_smallest_count_near_the_best() -> None:
-    assert cost_of_being_good(CURVE, COSTS) == 4.0
-    assert cost_of_being_good({1: 0.81, 4: 0.4, 16: 0.8, 64: 0.82}, COSTS) == 1.0
-    assert value("autc", {1: 0.0, 4: 1.0, 16: 1.0}, COSTS) == pytest.approx(0.75)
-    with pytest.raises(ValueError, match="'auc' is unknown"):
-        value("auc", CURVE, COSTS)
+def test_every_count_of_a_curve_weighs_in_hypervolume() -> None:
+    for count in CURVE:
+        assert share(({**CURVE, count: CURVE[count] + 0.01}, COSTS)) > share((CURVE, COSTS))
+
+
+def test_a_model_whose_answers_are_dearer_has_less_hypervolume_at_the_same_quality() -> None:
+    by_price = [
+        share((CURVE, {count: factor * cost for count, cost in COSTS.items()})) for factor in (0.5, 1.0, 2.0, 40.0)
+    ]
+    assert by_price == sorted(by_price, reverse=True)
+    assert len(set(by_price)) == 4
+    assert by_price[-1] == 0.0
+
+
+def test_the_price_of_being_good_is_that_of_the_smallest_count_near_the_best_of_all() -> None:
+    assert prices({3: (CURVE, COSTS)}) == {3: 4.0}
+    assert prices({0: ({1: 0.81, 4: 0.4, 16: 0.8, 64: 0.82}, COSTS)}) == {0: 1.0}
+    # The second is as good at no count; the third is, at a price of its own, and the dearest answer is one of its.
+    dear = {count: 3 * cost for count, cost in COSTS.items()}
+    found = prices({0: (CURVE, COSTS), 1: (dict.fromkeys(COSTS, 0.5), COSTS), 2: (CURVE, dear)})
+    assert found == {0: 4.0, 1: 96.0, 2: 12.0}
+
+
+def test_a_model_that_learned_nothing_is_on_no_front() -> None:
+    curves = {0: (CURVE, COSTS), 1: (dict.fromkeys(COSTS, 0.1), COSTS)}
+    priced = prices(curves)
+    judged = [(worth(("autc", "cost"), *curves[number], span(COSTS))["autc"], priced[number]) for number in curves]
+    assert pareto(judged, (False, True)) == [0]
+
+
+def test_the_worth_of_a_curve_alone_is_all_but_its_price() -> None:
+    assert worth(("autc", "cost"), {1: 0.0, 4: 1.0, 16: 1.0}, COSTS, span(COSTS)) == {"autc": pytest.approx(0.75)}
 
 
 def test_worst_regret_is_held_against_the_best_of_all_at_each_count() -> None:
@@ -119,12 +162,21 @@ def test_a_search_in_time_ends_in_it_whatever_fits_at_once(
     assert flops == pytest.approx((seconds - START_S) * 1e9)
 
 
-def test_a_search_in_time_asks_the_cluster_that_trains_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("gib", "options", "seconds"),
+    [(100, {}, 360), (100, {"at_once": 2}, 180), (6.5, {}, 180), (1, {}, 90)],
+    ids=["all at once", "two at once", "memory for two", "memory for none"],
+)
+def test_a_search_in_time_asks_the_cluster_that_trains_it(
+    gib: float, options: dict[str, int], seconds: float, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many fit at once is a matter of CPUs and of memory: a GiB for each of two workers and what drives them."""
     del home
     from tokendial.search import speed
 
     monkeypatch.setattr(speed.ray_trainer, "connect", lambda: None)
     monkeypatch.setattr(speed.ray_trainer, "cluster_room", lambda: Room(cpus=64, gpus=0))
-    monkeypatch.setattr(speed, "measured_speed", lambda config: 1e6)
-    plan = plan_search("digits.tiny", ("workers=2", "seed=0,1,2,3"), budget="6min")
-    assert plan.flops == pytest.approx((360 - START_S) * 1e6)
+    monkeypatch.setattr(speed.ray, "cluster_resources", lambda: {"memory": gib * 2**30})
+    monkeypatch.setattr(speed, "measured_speed", lambda config: 1e8)
+    plan = plan_search("digits.tiny", ("workers=2", "seed=0,1,2,3"), budget="6min", **options)
+    assert plan.flops == pytest.approx((seconds - START_S) * 1e8)

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ from tokendial.search.space import (
 from tokendial.search.suggest import Told, grid, num_combinations, parzen, random
 
 BASE = resolve("digits.tiny", ("evaluation.counts=[1,4,9,16,144]",))
+
+
+class OfMyOwn(Uniform):
+    """A domain that no search could read back."""
 
 
 def test_scalars_map_units_to_values_and_back() -> None:
@@ -91,6 +96,7 @@ def test_a_space_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
     [
         ({"optimizer.rate": Uniform(0, 1)}, "unknown key 'optimizer.rate'"),
         ({"optimizer.lr": 0.1}, "optimizer.lr is a float; it must be one of Choice"),
+        ({"optimizer.lr": OfMyOwn(1e-4, 1e-2)}, "optimizer.lr is a OfMyOwn; it must be one of Choice"),
         ({"evaluation.counts": Choice(([1], [4]))}, "is the same for every trial"),
         ({"budget.flops": LogUniform(1e9, 1e10)}, "is the same for every trial"),
         ({"evaluation": Choice(({"counts": [4]}, {"counts": [16]}))}, "space: evaluation is the same for every trial"),
@@ -108,8 +114,8 @@ def test_a_space_of_ones_own_is_a_function_in_a_file(tmp_path: Path) -> None:
         ({"schedule.counts": Integers(1, 4)}, r"schedule\.counts may be Integers\(low=1, high=4\)"),
     ],
     ids=[
-        "unknown", "no domain", "grid", "budget", "section", "workers", "device", "laws", "no text", "no JSON", "twice",
-        "count", "half a count", "no counts",
+        "unknown", "no domain", "subclass", "grid", "budget", "section", "workers", "device", "laws", "no text",
+        "no JSON", "twice", "count", "half a count", "no counts",
     ],
 )  # fmt: skip
 def test_a_space_that_cannot_be_searched_is_refused(space: dict, message: str) -> None:
@@ -121,9 +127,10 @@ def test_a_space_that_cannot_be_searched_is_refused(space: dict, message: str) -
     ("fixed", "message"),
     [
         (("optimizer.lr=0.1",), r"optimizer\.lr has a value and is in the space too"),
+        (('optimizer={"lr":0.1}',), r"optimizer\.lr has a value and is in the space too"),
         (('schedule.phases=[{"until": 1, "weights": [1, 1, 1]}]',), r"schedule\.weights has no effect beside"),
     ],
-    ids=["value", "law"],
+    ids=["value", "object", "law"],
 )
 def test_what_has_a_value_cannot_be_searched_too(fixed: tuple[str, ...], message: str) -> None:
     space = {"optimizer.lr": LogUniform(1e-4, 1e-2), "schedule.weights": Simplex(3)}
@@ -135,6 +142,10 @@ def test_the_default_space_leaves_out_what_has_a_value() -> None:
     whole = set(default_space(BASE))
     assert set(default_space(BASE, ("schedule.mix=one", "workers=1"))) == whole - {"schedule.mix"}
     assert set(default_space(BASE, ("schedule.weights=[2,3,5]",))) == whole - {"schedule.phases"}
+    assert set(default_space(BASE, ('schedule={"mix":"one"}',))) == whole - {"schedule.mix"}
+    taught = resolve("digits.tiny", ('schedule.distil={"teacher":"max","weight":0.5}',))
+    assert set(default_space(taught, ("schedule.distil.weight=0.5",))) == whole - {"schedule.distil"}
+    assert set(default_space(BASE, ("schedule=m3",))) == {"optimizer.projector_lr_factor"}
 
 
 @pytest.mark.parametrize(
@@ -144,6 +155,7 @@ def test_the_default_space_leaves_out_what_has_a_value() -> None:
         (lambda: Choice(range(3)), r"got range\(0, 3\)"),  # pyright: ignore[reportArgumentType]
         (lambda: Uniform(0, float("inf")), "Uniform needs low < high, both finite, got 0 and inf"),
         (lambda: Uniform(0, float("nan")), "got 0 and nan"),
+        (lambda: Uniform(Fraction(1, 3), 1), r"Uniform needs plain numbers, got Fraction\(1, 3\) and 1"),  # pyright: ignore[reportArgumentType]
         (lambda: Integers(1.5, 8), "Integers needs whole numbers, got 1.5, 8"),  # pyright: ignore[reportArgumentType]
         (lambda: Simplex(2.5), "Simplex needs whole numbers, got 2.5"),  # pyright: ignore[reportArgumentType]
         (lambda: Simplex(0), "Simplex needs positive numbers, got 0"),
@@ -177,29 +189,29 @@ def test_a_grid_crosses_lists_with_the_seed_turning_fastest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "objectives", "trials", "message"),
+    ("algorithm", "objectives", "message"),
     [
-        ("genetic", ("autc",), None, "is not one of grid, random, optuna, asha"),
-        ("random", ("auc",), None, "must name some of autc, hypervolume, cost"),
-        ("random", ("cost",), None, "must begin with one of autc, hypervolume"),
-        ("asha", ("autc", "cost"), None, "are several, and asha prunes on one"),
-        ("grid", ("autc",), None, "grid needs lists"),
+        ("genetic", ("autc",), "is not one of grid, random, optuna, asha"),
+        ("random", ("auc",), "must name some of autc, hypervolume, cost"),
+        ("random", ("cost",), "must begin with one of autc, hypervolume"),
+        ("asha", ("autc", "cost"), "are several, and asha prunes on one"),
+        ("grid", ("autc",), "grid needs lists"),
     ],
 )
 def test_requests_that_do_not_go_together_are_refused(
-    algorithm: str, objectives: tuple[str, ...], trials: int | None, message: str
+    algorithm: str, objectives: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_request(algorithm, objectives, {"optimizer.lr": LogUniform(1e-4, 1e-2)}, trials)
+        check_request(algorithm, objectives, {"optimizer.lr": LogUniform(1e-4, 1e-2)})
 
 
 def test_optuna_is_asked_for_before_any_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     space = {"optimizer.lr": LogUniform(1e-4, 1e-2)}
-    check_request("optuna", ("autc",), space, None)
+    check_request("optuna", ("autc",), space)
     # As where it is not installed.
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"needs the package 'optuna'; pip install 'tokendial\[search\]'"):
-        check_request("optuna", ("autc",), space, None)
+        check_request("optuna", ("autc",), space)
 
 
 def test_suggestions_follow_from_seed_place_and_results_alone() -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from tokendial.bench.curves import ALLOWANCE, CONTEST_SEEDS, EXPERIMENT, LONG, SETTING, Curves, Row
@@ -18,7 +19,7 @@ from tokendial.curve import autc
 from tokendial.resolve import resolve
 from tokendial.schedule.draw import mix64, stream_key
 from tokendial.search import halving, suggest
-from tokendial.search.objective import hypervolume, value
+from tokendial.search.objective import hypervolume, points, prices, span, worth
 from tokendial.search.space import coordinates, default_space, scalars
 from tokendial.search.suggest import Told
 
@@ -72,27 +73,35 @@ def replay_asha(rows: Sequence[Row], seed: int) -> list[Step]:
 
 
 def replay_parzen(
-    rows: Sequence[Row], seed: int, objectives: Sequence[str], costs: Mapping[int, float], most: int
-) -> list[Step]:
+    rows: Sequence[Row], seed: int, objectives: Sequence[str], costs: Mapping[int, float]
+) -> Iterator[Step]:
     """Each suggestion of the space becomes the nearest schedule of the table that was not trained yet."""
     space = default_space(resolve(EXPERIMENT, SETTING))
     names = scalars(space)
     places = [coordinates(space, row.chosen) for row in rows]
-    told: list[Told] = []
     finished: list[int] = []
-    steps = []
-    for number in range(min(most, len(rows))):
+    for number in range(len(rows)):
+        told = _told(rows, finished, objectives, costs)
         wanted = coordinates(space, suggest.parzen(names, seed, number, told, objectives))
         free = [index for index in range(len(rows)) if index not in finished]
         near = min(free, key=lambda index: sum((a - b) ** 2 for a, b in zip(wanted, places[index], strict=True)))
-        curve = rows[near].points[-1][1]
-        told.append(Told(rows[near].chosen, tuple(value(name, curve, costs) for name in objectives), "finished"))
         finished.append(near)
-        steps.append(Step(float(number + 1), tuple(finished)))
-    return steps
+        yield Step(float(number + 1), tuple(finished))
 
 
-def spent_to_reach(steps: Sequence[Step], rows: Sequence[Row], target: float) -> float | None:
+def _told(
+    rows: Sequence[Row], finished: Sequence[int], objectives: Sequence[str], costs: Mapping[int, float]
+) -> list[Told]:
+    curves = {index: rows[index].points[-1][1] for index in finished}
+    priced = prices({index: (curve, costs) for index, curve in curves.items()}) if finished else {}
+    found = []
+    for index, curve in curves.items():
+        worths = {**worth(objectives, curve, costs, span(costs)), "cost": priced[index]}
+        found.append(Told(rows[index].chosen, tuple(worths[name] for name in objectives), "finished"))
+    return found
+
+
+def spent_to_reach(steps: Iterable[Step], rows: Sequence[Row], target: float) -> float | None:
     """Whole trials' worth of compute until a finished schedule is at least as good as the target."""
     for step in steps:
         if any(rows[index].autc >= target for index in step.finished):
@@ -101,13 +110,13 @@ def spent_to_reach(steps: Sequence[Step], rows: Sequence[Row], target: float) ->
 
 
 def spent_to_cover(
-    steps: Sequence[Step], rows: Sequence[Row], costs: Mapping[int, float], share: float
+    steps: Iterable[Step], rows: Sequence[Row], costs: Mapping[int, float], share: float
 ) -> float | None:
     """Whole trials' worth of compute until the finished curves dominate a share of what all of them dominate."""
-    whole = hypervolume([row.points[-1][1] for row in rows], costs)
+    axis, places = span(costs), [points(row.points[-1][1], costs) for row in rows]
+    whole = hypervolume(chain.from_iterable(places), axis)
     for step in steps:
-        curves = [rows[index].points[-1][1] for index in step.finished]
-        if curves and hypervolume(curves, costs) >= share * whole:
+        if hypervolume(chain.from_iterable(places[index] for index in step.finished), axis) >= share * whole:
             return step.spent
     return None
 
@@ -124,9 +133,9 @@ def replay_rows(table: Curves, seeds: int) -> dict[str, Any]:
     searchers = {
         "random": random,
         "asha": {seed: replay_asha(rows, seed) for seed in every},
-        "optuna": {seed: replay_parzen(rows, seed, ("autc",), table.costs, RANDOM_TRIALS) for seed in every},
+        "optuna": {seed: replay_parzen(rows, seed, ("autc",), table.costs) for seed in every},
     }
-    pareto = {seed: replay_parzen(rows, seed, OBJECTIVES, table.costs, 12) for seed in every}
+    pareto = {seed: replay_parzen(rows, seed, OBJECTIVES, table.costs) for seed in every}
     reached = {name: _spent(steps, rows, target) for name, steps in searchers.items()}
     covered = [spent_to_cover(pareto[seed], rows, table.costs, 0.95) for seed in every]
     found = {
@@ -140,7 +149,7 @@ def replay_rows(table: Curves, seeds: int) -> dict[str, Any]:
     return {**found, **rankings(table), **contest(table)}
 
 
-def _spent(steps: Mapping[int, Sequence[Step]], rows: Sequence[Row], target: float) -> dict[str, float | None]:
+def _spent(steps: Mapping[int, Iterable[Step]], rows: Sequence[Row], target: float) -> dict[str, float | None]:
     return _summary([spent_to_reach(line, rows, target) for line in steps.values()])
 
 

@@ -39,7 +39,10 @@ def search(
     objectives: Annotated[
         str, typer.Option(help="What is searched for: autc or hypervolume, then perhaps cost: autc,cost.")
     ] = "autc",
-    trials: Annotated[int | None, typer.Option(help="Trials in all; default 16.", min=1)] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Trials in all; default 16, or the whole grid. No more than have ended end it there.", min=1),
+    ] = None,
     space: Annotated[
         str | None, typer.Option(help="Your own space: my_space.py:function, dotted path → domain.")
     ] = None,
@@ -54,6 +57,10 @@ def search(
     limit: Annotated[
         float, typer.Option(help="Seconds without progress, once it has workers, after which a trial failed.", min=1)
     ] = 600.0,
+    at_once: Annotated[
+        int | None, typer.Option(help="Trials at work at once, at most; default as many as fit.", min=1)
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run the trials that failed again.")] = False,
     name: Annotated[str | None, typer.Option(help="Name of the search; default user.experiment.search-hash.")] = None,
     new: Annotated[bool, typer.Option("--new", help="Start another search even if this one exists.")] = False,
     on: On = None,
@@ -63,8 +70,8 @@ def search(
 
     Every trial gets the same FLOPs and is scored on validation at the same counts; trials start from one shared warm
     tower where the experiment has a stage for it. The same command continues a search that was interrupted and prints
-    the result of a finished one; with more --trials it goes on. `tokendial report NAME` shows it again,
-    `tokendial promote NAME` makes its best model the champion.
+    the result of a finished one; with more --trials it goes on, with no more than have ended it is concluded.
+    `tokendial report NAME` shows it again, `tokendial promote NAME` makes its best model the champion.
     """
     with failures():
         from tokendial import api
@@ -73,7 +80,7 @@ def search(
         if on:
             options = {
                 "algorithm": algorithm, "objectives": objectives, "trials": trials, "budget": budget,
-                "per-trial": per_trial, "seed": seed, "limit": limit, "new": new,
+                "per-trial": per_trial, "seed": seed, "limit": limit, "at-once": at_once, "retry": retry, "new": new,
             }  # fmt: skip
             return _search_on(on, search_order(experiment, overrides or (), options, name, space), json_)
         with progress_reporter(console if not json_ else Console(stderr=True)) as progress:
@@ -89,6 +96,8 @@ def search(
                 per_trial=per_trial,
                 seed=seed,
                 limit_s=limit,
+                at_once=at_once,
+                retry=retry,
                 name=name,
                 new=new,
                 progress=progress,
@@ -128,6 +137,8 @@ def print_search(result: SearchResult, json_: bool, on: str | None = None) -> No
             highlight=False,
             soft_wrap=True,
         )
+    if result.exhausted:
+        console.print(f"{len(result.trials)} trials are all: {result.exhausted}", highlight=False, soft_wrap=True)
     if len(result.objectives) > 1 and result.front:
         front = ", ".join(map(str, result.front))
         console.print(f"Pareto front over {' and '.join(result.objectives)}: {front}", highlight=False)
@@ -149,11 +160,11 @@ def _groups(result: SearchResult) -> Table:
     for group in result.groups[:MOST_ROWS]:
         gap = group.behind
         behind = "" if gap is None else f"{gap.mean:.4f} ({gap.ci[0]:+.4f} to {gap.ci[1]:+.4f})"
-        trials, seeds = (",".join(map(str, numbers)) for numbers in (group.trials, group.seeds))
+        trials = ",".join(map(str, group.trials))
         interval = f"{group.autc_ci[0]:.4f} to {group.autc_ci[1]:.4f}"
         values = [f"{group.values[name]:.4g}" for name in more]
         name = group.label if len(group.label) <= MOST_CHARS else f"{group.label[: MOST_CHARS - 1]}…"
-        table.add_row(name, trials, seeds, f"{group.autc:.4f}", interval, behind, *values)
+        table.add_row(name, trials, group.seeds_told, f"{group.autc:.4f}", interval, behind, *values)
     return table
 
 

@@ -18,7 +18,7 @@ from tokendial.jobs import package
 
 CONFIG = "config.json"
 # Options that a search may be continued with another value of, and so are no part of its name.
-CHANGEABLE = ("trials", "limit", "new")
+CHANGEABLE = ("trials", "limit", "at-once", "retry", "new")
 # Where a configuration may name a folder, a file or a hub id.
 PLACES = (
     "data.path",

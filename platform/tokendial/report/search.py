@@ -7,6 +7,7 @@ the variance each parameter explains, groups over seeds with intervals, and ever
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ from tokendial.report.page import cell, page, section, table
 from tokendial.report.palette import FLEXIBLE, FONTS, GRID, INK, MUTED, styled
 from tokendial.search.domains import Choice
 from tokendial.search.found import SearchResult, TrialRow
-from tokendial.search.objective import envelope
 from tokendial.search.space import Space, scalars
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def search_html(result: SearchResult, space: Space) -> str:
                 "Parameters", f"a line a trial, coloured by {result.objectives[0]}", embed(_parallel(result, space))
             ),
             section(
-                "What matters", "share of its variance that a parameter alone explains", _importance(result, space)
+                "What matters",
+                "share of its variance that a parameter alone explains, beyond chance",
+                _importance(result, space),
             ),
         ]
     parts += [
@@ -116,7 +118,7 @@ def front_figure(result: SearchResult) -> go.Figure:
     import plotly.graph_objects as go
 
     rows, figure = ranked(result), go.Figure()
-    points = [(result.costs[k], q, row.number, k) for row in rows for k, q in row.outcome.curve.items()]
+    points = sorted((row.outcome.costs[k], q, row.number, k) for row in rows for k, q in row.outcome.curve.items())
     figure.add_trace(
         go.Scatter(
             x=[point[0] for point in points],
@@ -127,11 +129,9 @@ def front_figure(result: SearchResult) -> go.Figure:
             name="trials",
         )
     )
-    best = envelope(row.outcome.curve for row in rows)
-    places = sorted((result.costs[count], quality) for count, quality in best.items())
-    heights = [max(quality for _, quality in places[: i + 1]) for i in range(len(places))]
+    heights = list(accumulate((quality for _, quality, *_ in points), max))
     line = {"color": FLEXIBLE, "shape": "hv"}
-    figure.add_trace(go.Scatter(x=[cost for cost, _ in places], y=heights, line=line, name="front"))
+    figure.add_trace(go.Scatter(x=[cost for cost, *_ in points], y=heights, line=line, mode="lines", name="front"))
     figure.update_xaxes(type="log", title="FLOPs of an answer")
     figure.update_yaxes(title="quality", rangemode="tozero")
     return _dressed(figure)
@@ -140,17 +140,26 @@ def front_figure(result: SearchResult) -> go.Figure:
 def importance(result: SearchResult, space: Space) -> dict[str, float]:
     """Share of the first objective's variance that each parameter explains by itself, largest first.
 
-    Squared rank correlation for numbers, variance between choices over all variance for choices.
+    The squared rank correlation for numbers, the variance between choices over all variance for choices; both less what
+    chance alone explains of so few trials (Kelley 1935), which is more the more options there are.
     """
     rows = ranked(result)
     values = [row.outcome.values[result.objectives[0]] for row in rows]
-    shares = {
-        name: _between([str(row.chosen[name]) for row in rows], values)
-        if isinstance(scalar, Choice)
-        else _correlation([float(row.chosen[name]) for row in rows], values) ** 2
-        for name, scalar in scalars(space).items()
-    }
+    shares = {}
+    for name, scalar in scalars(space).items():
+        chosen = [row.chosen[name] for row in rows]
+        if isinstance(scalar, Choice):
+            labels = list(map(str, chosen))
+            shares[name] = _beyond_chance(_between(labels, values), len(set(labels)) - 1, len(rows))
+        else:
+            shares[name] = _beyond_chance(_correlation(list(map(float, chosen)), values) ** 2, 1, len(rows))
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def _beyond_chance(share: float, freedoms: int, num: int) -> float:
+    """A share of variance less what `freedoms` explain of noise; none where no trial is left to tell noise by."""
+    left = num - 1 - freedoms
+    return max(0.0, 1 - (1 - share) * (num - 1) / left) if left > 0 else 0.0
 
 
 def _between(labels: Sequence[str], values: Sequence[float]) -> float:
@@ -213,7 +222,7 @@ def _groups(result: SearchResult) -> str:
     for group in result.groups:
         gap = group.behind
         behind = "" if gap is None else f"{gap.mean:+.4f} ({gap.ci[0]:+.4f} to {gap.ci[1]:+.4f}), p {gap.p:.3f}"
-        numbers = ",".join(map(str, group.trials)), ",".join(map(str, group.seeds))
+        numbers = ",".join(map(str, group.trials)), group.seeds_told
         interval = f"{group.autc:.4f} ({group.autc_ci[0]:.4f} to {group.autc_ci[1]:.4f})"
         rows.append([cell(group.label, "text"), *map(cell, numbers), cell(interval, "strong"), cell(behind)])
     return table(["what", "trials", "seeds", "AUTC", "the best minus this"], rows)

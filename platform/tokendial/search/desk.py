@@ -6,7 +6,7 @@ Everything it decides follows from the plan and the ledger, so a desk that is op
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
 from tokendial.resolve import resolve
 from tokendial.search import halving, suggest
+from tokendial.search.objective import Span, span
 from tokendial.search.plan import SearchPlan, answer_costs, tower_of, trial_config
 from tokendial.search.space import Candidate, candidate, label, scalars
 from tokendial.search.suggest import Told
@@ -36,6 +37,7 @@ class TrialOrder:
     tower_config: dict[str, Any] | None
     objectives: tuple[str, ...]
     costs: dict[int, float]
+    axis: Span
     group: str
     rungs: tuple[float, ...]
     limit_s: float
@@ -49,6 +51,7 @@ class Desk:
         self.plan = plan
         self.book = Book(folder / "trials.jsonl")
         self.base = resolve(plan.experiment, plan.overrides)
+        self.costs = answer_costs(self.base)
         self.space = plan.domains
         self.scalars = scalars(self.space)
         self.closed = False
@@ -86,14 +89,22 @@ class Desk:
         self.book.judged(number, Rung(rung, share, score, goes_on))
         return goes_on
 
+    def retry(self) -> None:
+        """Have every trial that failed run again; each goes on from its newest checkpoint."""
+        for trial, outcome in self.book.ended:
+            if outcome.status == "FAILED":
+                self.book.again(trial.number)
+        self._unfinished = self._left_over()
+
     def tell(self, number: int, outcome: Outcome) -> None:
         """Enter how a trial ended; what was told before is not told again."""
         if self.book.trials[number].outcome is None:
             self.book.done(number, outcome)
 
     def _left_over(self) -> Iterator[Trial]:
-        """Trials that an earlier process asked for and that did not end, each once."""
-        return iter([trial for trial in self.book.trials.values() if trial.outcome is None])
+        """Trials that an earlier process asked for and that did not end, each once, as far as the plan has room."""
+        left = [trial for trial in self.book.trials.values() if trial.outcome is None]
+        return iter(left[: max(0, self.plan.trials - len(self.book.ended))])
 
     def _next(self, number: int) -> tuple[Candidate, RunConfig[Any]]:
         """The first suggestion for a place that can be a run and is not one already; raises ConfigError after many."""
@@ -125,7 +136,8 @@ class Desk:
         return suggest.random(self.scalars, plan.seed, number, attempt)
 
     def _told(self) -> list[Told]:
-        return [_told(trial, self.plan.objectives) for trial in self.book.trials.values()]
+        worths = self.book.worths(self.plan.objectives)
+        return [_told(trial, self.plan.objectives, worths.get(trial.number)) for trial in self.book.trials.values()]
 
     def _order(self, trial: Trial, config: RunConfig[Any]) -> TrialOrder:
         tower = tower_of(self.plan, trial.candidate)
@@ -137,6 +149,7 @@ class Desk:
             tower_config=None if tower is None else tower.model_dump(mode="json"),
             objectives=self.plan.objectives,
             costs=answer_costs(config),
+            axis=span(self.costs),
             group=label(trial.candidate.overrides),
             rungs=self.plan.rungs,
             limit_s=self.plan.limit_s,
@@ -178,10 +191,7 @@ def _probe(plan: SearchPlan, base: RunConfig[Any]) -> None:
     raise ConfigError(f"no admissible candidate in {tried}; last: {refusal}")
 
 
-def _told(trial: Trial, objectives: tuple[str, ...]) -> Told:
-    outcome = trial.outcome
-    if outcome is None:
-        return Told(trial.candidate.chosen, None, "running")
-    if outcome.status != "FINISHED":
-        return Told(trial.candidate.chosen, None, "lost")
-    return Told(trial.candidate.chosen, tuple(outcome.values[name] for name in objectives), "finished")
+def _told(trial: Trial, objectives: Sequence[str], worth: Mapping[str, float] | None) -> Told:
+    if worth is not None:
+        return Told(trial.candidate.chosen, tuple(worth[name] for name in objectives), "finished")
+    return Told(trial.candidate.chosen, None, "running" if trial.outcome is None else "lost")

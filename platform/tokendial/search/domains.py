@@ -216,6 +216,8 @@ class Distillation:
 
 
 def _check_bounds(domain: object, low: float, high: float) -> None:
+    if not all(isinstance(bound, int | float) for bound in (low, high)):
+        raise ValueError(f"{type(domain).__name__} needs plain numbers, got {low!r} and {high!r}")
     if not -math.inf < low < high < math.inf:
         raise ValueError(f"{type(domain).__name__} needs low < high, both finite, got {low} and {high}")
 

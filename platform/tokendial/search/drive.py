@@ -17,11 +17,12 @@ from tokendial.search import budget as allowance
 from tokendial.search import suggest, warm
 from tokendial.search.desk import Desk, check_candidates
 from tokendial.search.found import SearchResult, find_search, read_plan, summarise
-from tokendial.search.plan import SearchPlan, answer_costs, check_base, check_request, make_plan, refuse_changes
+from tokendial.search.plan import SearchPlan, check_base, check_request, make_plan, refuse_changes, trial_config
 from tokendial.search.space import Space, default_space, lists, load_space, scalars
 from tokendial.search.state import State
+from tokendial.search.trials import Book, Outcome
 from tokendial.tracking import resolve_uri, unsettled
-from tokendial.train.driver import sigterm_raises, with_horizon
+from tokendial.train.driver import data_digests, refuse_other_data, sigterm_raises, with_horizon
 
 if TYPE_CHECKING:
     from tokendial.tracking.searches import SearchRecord
@@ -41,6 +42,7 @@ def plan_search(
     per_trial: bool = False,
     seed: int = 0,
     limit_s: float = 600.0,
+    at_once: int | None = None,
     name: str | None = None,
     new: bool = False,
 ) -> SearchPlan:
@@ -50,11 +52,13 @@ def plan_search(
         experiment, overrides: what trials have in common; overrides with lists are the space, each list a Choice.
         algorithm: a name of `suggest.ALGORITHMS`; default grid where lists are given, else asha.
         objectives: names of `objective.OBJECTIVES`, the first of which ranks trials.
-        trials: how many; default what a search of that name has, else 16; a grid runs every combination.
+        trials: how many; default what a search of that name has, else 16, or every combination of a grid. A search is
+            concluded by no more than have ended.
         space: `my_space.py:function`; default the token schedule itself.
         budget: of the whole search, or with `per_trial` of each trial: FLOPs, wall time or worker-hours.
         seed: of the search; trials have the experiment's.
         limit_s: seconds without progress, once it has workers, after which a trial has failed.
+        at_once: the most trials at work at once; default as many as fit the cluster.
         name: of the search; default from everything above.
         new: plan another search, under a name of its own, even if this one exists.
     """
@@ -68,7 +72,7 @@ def plan_search(
         raise ConfigError(f"{', '.join(several)} lists values beside --space; put them into the space as Choice(...)")
     domains: Space = load_space(space) if space else several or default_space(base, single)
     algorithm = algorithm or ("grid" if several else "asha")
-    check_request(algorithm, objectives, domains, trials)
+    check_request(algorithm, objectives, domains)
     check_base(base, domains, single)
     most = suggest.num_combinations(scalars(domains))
     if trials is not None and not 1 <= trials <= most:
@@ -84,11 +88,12 @@ def plan_search(
         algorithm=algorithm,
         objectives=tuple(objectives),
         seed=seed,
-        trials=int(most) if algorithm == "grid" else trials or int(min(most, DEFAULT_TRIALS)),
+        trials=trials or int(most if algorithm == "grid" else min(most, DEFAULT_TRIALS)),
         allowance=f"{budget or 'own'}{' per trial' if per_trial else ''}",
         flops=0.0,
         shares_tower=tower > 0,
         limit_s=limit_s,
+        at_once=at_once,
         user=who.user,
         commit=who.commit,
     )
@@ -106,14 +111,14 @@ def plan_search(
 
 def _flops(plan: SearchPlan, wanted: allowance.Budget | None, config: RunConfig[Any]) -> float:
     """The allowance of each trial of a search that begins now; time is measured on the cluster that trains it."""
-    return allowance.flops_per_trial(wanted, config, plan.trials, _slots_of, _speed_of)
+    return allowance.flops_per_trial(wanted, config, plan.trials, lambda own: _slots_of(plan, own), _speed_of)
 
 
-def _slots_of(config: RunConfig[Any]) -> int:
+def _slots_of(plan: SearchPlan, config: RunConfig[Any]) -> int:
     environment.apply()
     from tokendial.search import speed
 
-    return speed.slots(config)
+    return min(speed.slots(config), plan.at_once or plan.trials, plan.trials)
 
 
 def _speed_of(config: RunConfig[Any]) -> float:
@@ -125,14 +130,37 @@ def _speed_of(config: RunConfig[Any]) -> float:
 
 def _continued(plan: SearchPlan, trials: int | None) -> SearchPlan:
     """The plan with what the search of its name began with; raises ConfigError where that was another."""
-    before = read_plan(runs.home() / plan.name)
-    plan = plan.model_copy(update={"flops": before.flops, "trials": plan.trials if trials else before.trials})
+    folder = runs.home() / plan.name
+    before, book = read_plan(folder), Book(folder / "trials.jsonl")
+    ended = len(book.ended)
+    wanted = plan.trials if trials and not before.exhausted else before.trials
+    plan = plan.model_copy(update={"flops": before.flops, "trials": wanted, "exhausted": before.exhausted})
     refuse_changes(before, plan)
+    if plan.trials < ended:
+        raise ConfigError(
+            f"{ended} trials of search {plan.name!r} have ended, and --trials {plan.trials} is fewer; leave it out, "
+            "give more, or use --new"
+        )
+    if plan.base["data"]["path"] != before.base["data"]["path"]:
+        _refuse_other_data(plan, book)
     return plan
 
 
-def search(plan: SearchPlan, progress: Progress = lambda latest: None) -> SearchResult:
-    """Run what is missing of a search and return what it found; a finished one is returned at once."""
+def _refuse_other_data(plan: SearchPlan, book: Book) -> None:
+    """Data may lie elsewhere than it did; raises ConfigError where it is not what trials were trained on."""
+    for trial in book.trials.values():
+        run = runs.Run(runs.home() / trial.run)
+        if (run.folder / "tracking" / "opening.json").exists():
+            config = trial_config(plan, trial.candidate)
+            refuse_other_data(run, config, data_digests(config))
+            return
+
+
+def search(plan: SearchPlan, progress: Progress = lambda latest: None, retry: bool = False) -> SearchResult:
+    """Run what is missing of a search and return what it found; a finished one is returned at once.
+
+    With `retry` trials that failed are run again first.
+    """
     folder = runs.home() / plan.name
     if (folder / "run.json").exists():
         raise ConfigError(f"{plan.name!r} is a run; give the search another --name")
@@ -140,8 +168,13 @@ def search(plan: SearchPlan, progress: Progress = lambda latest: None) -> Search
         refuse_changes(read_plan(folder), plan)
     folder.mkdir(parents=True, exist_ok=True)
     with runs.Run(folder).lease(), sigterm_raises():
-        runs.write_atomically(folder / "plan.json", plan.model_dump_json(indent=2))
         desk = Desk(plan, folder)
+        if retry:
+            desk.retry()
+        if not desk.finished:
+            # Of fewer trials: it must not pass for the result of what the plan is from now on.
+            (folder / "result.json").unlink(missing_ok=True)
+        runs.write_atomically(folder / "plan.json", plan.model_dump_json(indent=2))
         if not desk.finished or not (folder / "result.json").exists():
             with driver_log(folder / "logs", lambda latest: None) as log:
                 return _worked(plan, desk, folder, _logged(progress, log))
@@ -155,7 +188,7 @@ def _logged(progress: Progress, log: Progress) -> Progress:
 
     def show(latest: Mapping[str, Any]) -> None:
         progress(latest)
-        log({**latest, "stage": str(latest["stage"]).partition(":")[0]})
+        log({**latest, "detail": ""})
 
     return show
 
@@ -175,22 +208,20 @@ def _with_best(result: SearchResult) -> SearchResult:
 
 
 def _worked(plan: SearchPlan, desk: Desk, folder: Path, progress: Progress) -> SearchResult:
-    from tokendial.train import ray_trainer
-
     progress({"stage": "preparing"})
     record = _record(plan, desk, folder)
     status, failure = "FAILED", "it ended without a result"
     State(status="RUNNING").write(folder)
     try:
-        ray_trainer.connect()
-        record.open()
-        slots = min(_slots_of(desk.base), plan.trials)
         if not desk.finished:
-            from tokendial.search import tuning
+            from tokendial.train import ray_trainer
 
-            tuning.run(desk, folder, slots, _Board(plan, desk, progress).show, record.told)
+            ray_trainer.connect()
+        record.open()
+        if not desk.finished:
+            plan = _tuned(plan, desk, folder, progress, record.told)
         progress({"stage": "report"})
-        result = _with_best(_reported(summarise(plan, desk.book, answer_costs(desk.base)), plan, folder))
+        result = _with_best(_reported(summarise(plan, desk.book, desk.costs), plan, folder))
         status, failure = "FINISHED", None
     except (KeyboardInterrupt, Terminated):
         status, failure = "KILLED", "it was stopped; the same command continues it"
@@ -202,6 +233,23 @@ def _worked(plan: SearchPlan, desk: Desk, folder: Path, progress: Progress) -> S
         State(status=status, error=failure).write(folder)
         record.close(status, failure)
     return result
+
+
+def _tuned(
+    plan: SearchPlan, desk: Desk, folder: Path, progress: Progress, told: Callable[[int, Outcome], None]
+) -> SearchPlan:
+    """Run the trials that are missing; the plan comes back as small as there were candidates for."""
+    from tokendial.search import tuning
+
+    slots = _slots_of(plan, desk.base)
+    refusal = tuning.run(desk, folder, slots, _Board(plan, desk, progress).show, told)
+    if refusal is None:
+        return plan
+    if not desk.book.ended:
+        raise refusal
+    plan = plan.model_copy(update={"trials": len(desk.book.ended), "exhausted": str(refusal)})
+    runs.write_atomically(folder / "plan.json", plan.model_dump_json(indent=2))
+    return plan
 
 
 def _reported(result: SearchResult, plan: SearchPlan, folder: Path) -> SearchResult:

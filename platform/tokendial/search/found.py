@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, starmap
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self, TypeVar
@@ -14,7 +16,7 @@ from tokendial import runs
 from tokendial.curve import Difference, Interval, ItemScores, paired_difference, pooled_curve, unlike
 from tokendial.experiments import ConfigError
 from tokendial.scores import Scores
-from tokendial.search.objective import MINIMISED, envelope, hypervolume, pareto, worst_regret
+from tokendial.search.objective import MINIMISED, envelope, hypervolume, pareto, points, span, worst_regret
 from tokendial.search.plan import SearchPlan
 from tokendial.search.space import label
 from tokendial.search.trials import Book, Outcome, Trial
@@ -36,17 +38,27 @@ class TrialRow(BaseModel):
 
 
 class Group(BaseModel):
-    """Finished trials that differ only in their seed; `autc_ci` is over (seed, source item)."""
+    """Finished trials that differ only in their seed; `autc_ci` is over (seed, source item).
+
+    `lacks` are seeds of a grid whose trial did not finish: its mean is of the others alone.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str
     trials: tuple[int, ...]
     seeds: tuple[int, ...]
+    lacks: tuple[int, ...] = ()
     values: dict[str, float]
     autc: float
     autc_ci: Interval
     behind: Difference | None = Field(default=None, description="AUTC of the best group minus this one's, paired")
+
+    @property
+    def seeds_told(self) -> str:
+        """Its seeds as text, those that it lacks too."""
+        told = ",".join(map(str, self.seeds))
+        return f"{told} (not {','.join(map(str, self.lacks))})" if self.lacks else told
 
 
 class SearchResult(BaseModel):
@@ -59,11 +71,13 @@ class SearchResult(BaseModel):
     algorithm: str
     objectives: tuple[str, ...]
     trials: tuple[TrialRow, ...]
-    groups: tuple[Group, ...] = Field(description="best first, by the mean of the first objective")
+    groups: tuple[Group, ...] = Field(
+        description="those that lack no seed first, of these the best by the mean of the first objective"
+    )
     best: int | None = Field(description="the best trial of the best group; null where all failed")
     front: tuple[int, ...] = Field(description="trials that no other beats in every objective")
-    costs: dict[int, float] = Field(description="FLOPs of one answer at each count")
-    hypervolume: float | None = Field(description="of all finished trials' curves together")
+    costs: dict[int, float] = Field(description="FLOPs of one answer of the base model at each count")
+    hypervolume: float | None = Field(description="of all finished trials' curves together, each at its own costs")
     flops_per_trial: float
     flops: float = Field(description="spent by trials, pruned and failed ones included")
     tower_flops: float = Field(description="spent on warming the towers that trials shared")
@@ -71,6 +85,7 @@ class SearchResult(BaseModel):
     utilisation: float | None = Field(description="seconds in optimizer steps, towers too, over wall seconds × slots")
     overhead_s: float | None = Field(description="median seconds of a finished trial outside its optimizer steps")
     wall_seconds: float
+    exhausted: str | None = Field(default=None, description="why there is no candidate beyond these")
     report: str | None = None
 
     @classmethod
@@ -108,16 +123,20 @@ def read_found(name: str) -> SearchResult:
     if not (folder / "result.json").exists():
         done, total = len(Book(folder / "trials.jsonl").ended), read_plan(folder).trials
         raise ConfigError(
-            f"search {name!r} is not finished: {done} of {total} trials are done; its command continues it"
+            f"search {name!r} is not finished: {done} of {total} trials are done; its command continues it, or with "
+            f"--trials {done} ends it there"
         )
     return SearchResult.read(folder)
 
 
 def summarise(plan: SearchPlan, book: Book, base_costs: Mapping[int, float]) -> SearchResult:
     """Put the trials of a finished ledger together; `base_costs` are FLOPs of an answer of the base model by count."""
-    curves = [outcome.curve for _, outcome in book.ended if outcome.status == "FINISHED"]
-    best_curve = envelope(curves) if curves else {}
-    rows = sorted((_row(trial, outcome, best_curve) for trial, outcome in book.ended), key=lambda row: row.number)
+    curves = [(outcome.curve, outcome.costs) for _, outcome in book.ended if outcome.status == "FINISHED"]
+    best_curve, worths = envelope(curve for curve, _ in curves), book.worths(plan.objectives)
+    rows = [
+        _row(trial, replace(outcome, values=worths.get(trial.number, outcome.values)), best_curve)
+        for trial, outcome in sorted(book.ended, key=lambda ended: ended[0].number)
+    ]
     finished = [row for row in rows if row.outcome.status == "FINISHED"]
     groups = _groups(plan, finished)
     judged = [[row.outcome.values[name] for name in plan.objectives] for row in finished]
@@ -138,7 +157,7 @@ def summarise(plan: SearchPlan, book: Book, base_costs: Mapping[int, float]) -> 
         best=_best(plan, groups, finished),
         front=tuple(finished[index].number for index in front),
         costs=dict(base_costs),
-        hypervolume=hypervolume(curves, base_costs) if curves else None,
+        hypervolume=hypervolume(chain.from_iterable(starmap(points, curves)), span(base_costs)) if curves else None,
         flops_per_trial=plan.flops,
         flops=sum(row.outcome.flops for row in rows),
         tower_flops=tower_flops,
@@ -146,6 +165,7 @@ def summarise(plan: SearchPlan, book: Book, base_costs: Mapping[int, float]) -> 
         utilisation=trained / slot_seconds if slot_seconds else None,
         overhead_s=outside[len(outside) // 2] if outside else None,
         wall_seconds=sum(session.seconds for session in book.sessions),
+        exhausted=plan.exhausted,
     )
 
 
@@ -167,8 +187,10 @@ def _groups(plan: SearchPlan, finished: Sequence[TrialRow]) -> list[Group]:
         members.setdefault(row.outcome.group, []).append(row)
     scores = {key: {row.outcome.seed or 0: _scores(row) for row in rows} for key, rows in members.items()}
     means = {key: _means(plan, rows) for key, rows in members.items()}
-    first = plan.objectives[0]
-    ranked = sorted(members, key=lambda key: -means[key][first])
+    wanted = plan.space.get("seed", {}).get("options", ()) if plan.algorithm == "grid" else ()
+    lacks = {key: tuple(seed for seed in wanted if seed not in scores[key]) for key in members}
+    # A mean without the seeds that failed is no better for it.
+    ranked = sorted(members, key=lambda key: (bool(lacks[key]), -means[key][plan.objectives[0]]))
     found = []
     for key in ranked:
         curve = pooled_curve(scores[key])
@@ -177,6 +199,7 @@ def _groups(plan: SearchPlan, finished: Sequence[TrialRow]) -> list[Group]:
                 label=label(members[key][0].overrides),
                 trials=tuple(row.number for row in members[key]),
                 seeds=tuple(sorted(scores[key])),
+                lacks=lacks[key],
                 values=means[key],
                 autc=curve.autc,
                 autc_ci=curve.autc_ci,

@@ -28,9 +28,10 @@ Algorithm = Literal["grid", "random", "optuna", "asha"]
 
 
 class SearchPlan(BaseModel):
-    """`plan.json`. When a search is continued `trials` may grow and `limit_s` change; nothing that trials share may.
+    """`plan.json`. When a search is continued `trials`, `at_once` and `limit_s` may change; what trials share may not.
 
-    `allowance` is the budget as it was asked for, `flops` what it came to for each trial when the search began.
+    `allowance` is the budget as it was asked for, `flops` what it came to for each trial when the search began;
+    `exhausted` says why there is no candidate beyond `trials`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +49,8 @@ class SearchPlan(BaseModel):
     flops: float
     shares_tower: bool
     limit_s: float
+    at_once: int | None = None
+    exhausted: str | None = None
     user: str
     commit: str = ""
 
@@ -66,7 +69,7 @@ class SearchPlan(BaseModel):
         return rungs() if self.algorithm == "asha" else ()
 
 
-def check_request(algorithm: str, objectives: Sequence[str], space: Space, trials: int | None) -> None:
+def check_request(algorithm: str, objectives: Sequence[str], space: Space) -> None:
     """Raise ConfigError where algorithm, objectives and space do not go together."""
     if algorithm not in ALGORITHMS:
         raise ConfigError(f"--algorithm {algorithm!r} is not one of {', '.join(ALGORITHMS)}")
@@ -88,8 +91,6 @@ def check_request(algorithm: str, objectives: Sequence[str], space: Space, trial
             raise ConfigError(
                 f"--algorithm grid needs lists such as schedule=tokenflex,m3 seed=0,1; {listed[0]} is not one"
             )
-        if trials is not None:
-            raise ConfigError("--trials does not go with --algorithm grid, which runs every combination once")
 
 
 def trial_config(plan: SearchPlan, candidate: Candidate) -> RunConfig[Any]:
@@ -127,6 +128,9 @@ def fingerprint(plan: SearchPlan) -> str:
     """8 hex digits over what a continued search must share with itself."""
     document = plan.model_dump(mode="json", include=_FIXED)
     document["base"] = {key: value for key, value in document["base"].items() if key not in runs.VOLATILE}
+    # Data may move, as between two sessions of a run.
+    data = document["base"]["data"].items()
+    document["base"]["data"] = {key: value for key, value in data if key not in ("path", "num_workers")}
     return hashlib.blake2b(json.dumps(document, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
@@ -136,11 +140,6 @@ _FIXED = {"experiment", "base", "space", "algorithm", "objectives", "seed", "all
 def refuse_changes(before: SearchPlan, after: SearchPlan) -> None:
     """Raise ConfigError where a search of this name was something else."""
     if fingerprint(before) == fingerprint(after):
-        if after.trials < before.trials:
-            raise ConfigError(
-                f"search {before.name!r} has {before.trials} trials, and --trials {after.trials} is fewer; leave it "
-                "out, give more, or use --new"
-            )
         return
     changed = [name for name in sorted(_FIXED) if getattr(before, name) != getattr(after, name)]
     details = "; ".join(f"{name}: {_shown(getattr(before, name), getattr(after, name))}" for name in changed)

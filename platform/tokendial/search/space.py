@@ -17,6 +17,7 @@ from typing import Any
 from tokendial.contracts import RunConfig
 from tokendial.dotted import keys
 from tokendial.experiments import ConfigError
+from tokendial.resolve import given
 from tokendial.search.domains import (
     Choice,
     CountPower,
@@ -51,7 +52,7 @@ class Candidate:
 def default_space(base: RunConfig[Any], fixed: Sequence[str] = ()) -> Space:
     """The token schedule of an experiment: counts of its grid, laws over two phases, mix, loss, distillation, rate.
 
-    What the overrides `fixed` give a value is left out.
+    What the overrides `fixed` give a value, by itself or as part of a preset, is left out.
     """
     own, grid = base.schedule.counts, base.evaluation.counts
     more = [tuple(sorted({*own, count})) for count in grid if count not in own]
@@ -67,9 +68,9 @@ def default_space(base: RunConfig[Any], fixed: Sequence[str] = ()) -> Space:
         "schedule.distil": Distillation(0.1, 2.0),
         "optimizer.projector_lr_factor": LogUniform(0.3, 3.0),
     }
-    given = _keys(fixed)
-    laws = LAWS if given & LAWS else set()
-    return {path: domain for path, domain in space.items() if path not in given | laws}
+    known = given(fixed, base)
+    known |= LAWS if known & LAWS else set()
+    return {path: domain for path, domain in space.items() if not any(_within(path, key) for key in known)}
 
 
 def load_space(reference: str) -> Space:
@@ -92,18 +93,18 @@ def check_space(space: Space, base: RunConfig[Any], fixed: Sequence[str] = ()) -
 
     `fixed` are the overrides that all trials have.
     """
-    given = _keys(fixed)
-    twice = given & space.keys()
+    fixed_keys = given(fixed, base)
+    twice = fixed_keys & space.keys()
     if twice:
         raise ConfigError(f"{min(twice)} has a value and is in the space too; leave one of them out")
-    if given | space.keys() >= LAWS and LAWS & space.keys():
+    if fixed_keys | space.keys() >= LAWS and LAWS & space.keys():
         raise ConfigError("space: schedule.weights has no effect beside schedule.phases; leave one of them out")
     # The entries of a list have no path of their own.
     known = [key for key in keys(base) if "[]" not in key]
     for path, domain in space.items():
         if not isinstance(path, str):
             raise ConfigError(f"space: {path!r} is a {type(path).__name__}; a path is text such as 'optimizer.lr'")
-        if not isinstance(domain, KINDS):
+        if type(domain) not in KINDS:
             kinds = ", ".join(kind.__name__ for kind in KINDS)
             raise ConfigError(f"space: {path} is a {type(domain).__name__}; it must be one of {kinds}")
         inside = path in known or any(path.startswith(f"{key}.") for key in known)
@@ -118,8 +119,9 @@ def check_space(space: Space, base: RunConfig[Any], fixed: Sequence[str] = ()) -
             _check_counts(domain)
 
 
-def _keys(overrides: Sequence[str]) -> set[str]:
-    return {override.partition("=")[0] for override in overrides}
+def _within(path: str, key: str) -> bool:
+    """Whether one of two dotted keys is the other, or is inside of it."""
+    return f"{path}.".startswith(f"{key}.") or key.startswith(f"{path}.")
 
 
 def _check_options(path: str, domain: Choice) -> None:

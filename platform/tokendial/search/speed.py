@@ -11,16 +11,32 @@ from ray.exceptions import RayError
 
 from tokendial import environment
 from tokendial.contracts import RunConfig
+from tokendial.experiments import workload
 from tokendial.failures import WorkFailed
 from tokendial.resolve import from_document
 from tokendial.search import budget
+from tokendial.sizing import state_bytes
 from tokendial.train import ray_trainer, room
+
+# What torch, Ray and MLflow hold in a process before there is a model.
+PROCESS_BYTES = 1 << 30
 
 
 def slots(config: RunConfig[Any]) -> int:
-    """Trials that fit the cluster at once."""
+    """Trials that fit the cluster at once, by its CPUs or GPUs and, where it does not grow, its memory; always one."""
     ray_trainer.connect()
-    return room.slots(config, ray_trainer.cluster_room())
+    cluster = ray_trainer.cluster_room()
+    fit, memory = room.slots(config, cluster), ray.cluster_resources().get("memory")
+    if cluster.grows or memory is None:
+        return fit
+    return max(1, min(fit, int(memory // _trial_bytes(config, room.takes_gpus(config, cluster)))))
+
+
+def _trial_bytes(config: RunConfig[Any], on_gpus: bool) -> float:
+    """Memory of a trial's workers, without activations, and of the process that drives it; a GPU has its own."""
+    cost = workload(config.workload).cost(config)
+    state = 0 if on_gpus else state_bytes(config, cost, config.workers, config.zero.stage, bf16=False)
+    return config.workers * (PROCESS_BYTES + state) + PROCESS_BYTES
 
 
 def measured_speed(config: RunConfig[Any]) -> float:

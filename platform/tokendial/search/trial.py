@@ -19,7 +19,7 @@ from tokendial.resolve import from_document
 from tokendial.results import RunResult
 from tokendial.search.budget import spent_after
 from tokendial.search.desk import TrialOrder
-from tokendial.search.objective import value
+from tokendial.search.objective import worth
 from tokendial.search.trials import Outcome
 from tokendial.tracking.journal import read_metrics
 
@@ -98,8 +98,9 @@ def pruned(order: TrialOrder, began: float) -> Outcome:
     curve = found[1]
     return Outcome(
         status="PRUNED",
-        values={name: value(name, curve, order.costs) for name in order.objectives},
+        values=worth(order.objectives, curve, order.costs, order.axis),
         curve=curve,
+        costs=order.costs,
         seconds=time.monotonic() - began,
         run_id=runs.Run(runs.home() / order.run).record.run_id,
         group=order.group,
@@ -162,8 +163,9 @@ def _finished(order: TrialOrder, result: RunResult, seconds: float) -> Outcome:
     curve = {count: point.quality for count, point in result.curve.items()}
     return Outcome(
         status="FINISHED",
-        values={name: value(name, curve, order.costs) for name in order.objectives},
+        values=worth(order.objectives, curve, order.costs, order.axis),
         curve=curve,
+        costs=order.costs,
         flops=result.flops,
         steps=result.steps,
         seconds=seconds,

@@ -28,9 +28,9 @@ from tokendial.experiments import ConfigError
 from tokendial.failures import Terminated, WorkFailed
 from tokendial.resolve import from_document
 from tokendial.search.desk import Desk, TrialOrder
-from tokendial.search.objective import value
+from tokendial.search.objective import worth
 from tokendial.search.trial import POLL_S, Watch, allowance_spent, failed, last_curve, pruned, run_trial
-from tokendial.search.trials import Outcome, Session
+from tokendial.search.trials import Outcome, Session, outcome_of
 
 SLIVER = {"node:__internal_head__": 0.001}
 REPORT_S = 2.0
@@ -89,8 +89,7 @@ class Suggestions(Searcher):
         order, began = self._orders[trial_id]
         document = (result or {}).get("outcome")
         if document is not None:
-            fields = json.loads(document)
-            outcome = Outcome(**{**fields, "curve": {int(k): v for k, v in fields["curve"].items()}})
+            outcome = outcome_of(json.loads(document))
         elif self._desk.closed:
             return
         else:
@@ -112,8 +111,10 @@ def run(
     slots: int,
     progress: Progress,
     told: Callable[[int, Outcome], None],
-) -> None:
+) -> ConfigError | None:
     """Run trials until the desk has no more, `slots` at once; told to stop, end the running ones and raise.
+
+    Returns why there are fewer than planned, where the space has no further candidate.
 
     Tune runs in a thread of its own, where it leaves the signal handlers of this process alone.
     """
@@ -150,11 +151,10 @@ def run(
         finally:
             desk.book.worked(Session(time.monotonic() - began, slots, _trained(desk) - before))
             ray.kill(stops)
-    if suggestions.refusal is not None:
-        raise suggestions.refusal
     if (failure := tuning.exception()) is not None:
         last = (str(failure).strip() or type(failure).__name__).splitlines()[-1]
         raise WorkFailed(f"Ray Tune stopped: {last[:500]}") from failure
+    return suggestions.refusal
 
 
 def _trained(desk: Desk) -> float:
@@ -189,7 +189,8 @@ def _trial(config: dict[str, Any], stops: Any, home: str, cwd: str, path: list[s
             if found is not None and found[0] > judged:
                 judged = found[0]
                 news["share"] = spent[judged] / spent[-1]
-                news["score"] = value(order.objectives[0], found[1], order.costs)
+                first = order.objectives[0]
+                news["score"] = worth((first,), found[1], order.costs, order.axis)[first]
             ray.tune.report(news)
         try:
             outcome = working.result()

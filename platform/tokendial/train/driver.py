@@ -42,14 +42,14 @@ def train(
     run, weights, parent = find_place(config, who.user, name, new, source)
     finished = run.result.exists() and run.record.status == "FINISHED"
     if finished and run.config_document()["data"]["path"] == config.data.path:
-        _settle(run)
+        settle(run)
         return run.read_result()
     progress({"stage": "preparing"})
     environment.apply()
-    digests = _digests(config)
-    _refuse_other_data(run, config, digests)
+    digests = data_digests(config)
+    refuse_other_data(run, config, digests)
     if finished:
-        _settle(run)
+        settle(run)
         return run.read_result()
     _refuse_stage(run, config)
     run = runs.create(run.name, config, who, parent=parent, twin_of=twin_of)
@@ -88,7 +88,7 @@ def _refuse_stage(run: Run, config: RunConfig[Any]) -> None:
         )
 
 
-def _refuse_other_data(run: Run, config: RunConfig[Any], digests: Mapping[str, str]) -> None:
+def refuse_other_data(run: Run, config: RunConfig[Any], digests: Mapping[str, str]) -> None:
     """A run's name does not say where its data lies, which may move; what the data is may not change."""
     told = run.folder / "tracking" / "opening.json"
     if not told.exists():
@@ -101,18 +101,19 @@ def _refuse_other_data(run: Run, config: RunConfig[Any], digests: Mapping[str, s
         )
 
 
-def _settle(run: Run) -> None:
-    """Tell the tracking server what it was not told when the run finished."""
+def settle(run: Run) -> bool:
+    """Tell the tracking server what it was not told when the run ended; True where nothing is left to tell."""
     from tokendial.tracking import unsettled
 
     uri = run.record.tracking_uri
     if uri is None:
-        return
+        return True
     if unsettled(run.folder / "tracking"):
-        from tokendial.tracking.finish import settle
+        from tokendial.tracking import finish
 
-        settle(uri, run.folder)
+        finish.settle(uri, run.folder)
     learn_id(run, uri)
+    return not unsettled(run.folder / "tracking")
 
 
 def learn_id(run: Run, uri: str) -> None:
@@ -222,7 +223,7 @@ def _train(
     ray_trainer.train(order, config.workers, use_gpu, config.max_failures, tracking, progress, stop)
 
 
-def _digests(config: RunConfig[Any]) -> Mapping[str, str]:
+def data_digests(config: RunConfig[Any]) -> Mapping[str, str]:
     """Digests of the data; raises ConfigError where the data cannot be read."""
     try:
         data, _ = workload(config.workload).load(config)
