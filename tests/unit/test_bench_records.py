@@ -1,4 +1,4 @@
-"""Recorded rows: their schema, that their figures follow from their samples, and that the README quotes them."""
+"""Recorded rows: their schema, and that their figures follow from their samples."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from tokendial.bench.records import Row, Section, keep, machine, markdown, read, section, spread
+from tokendial.bench.records import Row, Section, keep, machine, read, section, spread
 
 ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "benchmarks" / "train.json"
@@ -97,15 +97,6 @@ def test_recorded_ratios_follow_from_their_recorded_samples(where: str, part: st
         if separator and own in samples and peer in samples:
             ratios = [a / b for a, b in zip(samples[own], samples[peer], strict=True)]
             assert each.value == pytest.approx(statistics.median(ratios), rel=1e-4)
-
-
-def test_the_readme_quotes_recorded_figures() -> None:
-    """Each line of the README's table of training figures is a line made from the recorded rows."""
-    readme = (ROOT / "README.md").read_text("utf-8").splitlines()
-    made = {line for parts in read(RECORDED).values() for line in markdown(parts).splitlines()}
-    names = {each.name for _, _, found in SECTIONS for each in found.rows if each.met is not None}
-    quoted = [line for line in readme if line.startswith("| ") and line[2:].partition(" | ")[0] in names]
-    assert [line for line in quoted if line not in made] == []
 
 
 def test_the_file_is_plain_json(tmp_path: Path) -> None:
