@@ -88,7 +88,7 @@ def test_a_refusal_is_said_where_it_is_seen(page: Page) -> None:
 
 def test_snippets_follow_the_dial_and_are_copied(page: Page) -> None:
     page.locator("#dial").fill("0")
-    for name, words in {"curl": "base64 -w0", "Python": "from openai import OpenAI", "JavaScript": "fetch("}.items():
+    for name, words in {"curl": "base64 <", "Python": "from openai import OpenAI", "JavaScript": "fetch("}.items():
         page.get_by_role("tab", name=name).click()
         text = page.locator("#snippet").inner_text()
         assert words in text
@@ -107,7 +107,8 @@ def test_the_curl_snippet_is_a_command_that_works(page: Page, tmp_path: Path) ->
     import json
     import subprocess
 
-    (tmp_path / "image.png").write_bytes(PNG)
+    # Longer than an argument may be.
+    (tmp_path / "image.png").write_bytes(PNG + bytes(300_000))
     page.get_by_label("Question").fill('it\'s "quoted"')
     command = page.locator("#snippet").inner_text()
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
