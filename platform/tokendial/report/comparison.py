@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Scores = Mapping[str, ItemScores]
 
 
-def compare_report(results: Sequence[RunResult], scores: Scores | None = None, title: str = "Token curves") -> str:
+def compare_report(results: Sequence[RunResult], scores: Scores | None = None) -> str:
     """One HTML document comparing finished runs; those that differ only in their seed are one line.
 
     `scores` are every run's answers by run name: where both sides of a comparison have them for the same seeds, the
@@ -30,7 +30,7 @@ def compare_report(results: Sequence[RunResult], scores: Scores | None = None, t
     series = series_of(results)
     label = metric_label(series)
     parts = [
-        section("Curves", "; ".join([_curve_note(series), *apart(series)]), embed(plotly_curve(series, label))),
+        section("Curves", "; ".join([_curve_note(series), *apart(series)]), embed(plotly_curve(series))),
         section("Summary", "means over seeds; AUTC is the area under the curve over log2 tokens", _summary(series)),
         _paired_section(series, scores or {}),
         section("Quality and cost", "training FLOPs of one run, padding included", embed(_cost_figure(series))),
@@ -43,7 +43,7 @@ def compare_report(results: Sequence[RunResult], scores: Scores | None = None, t
     ]
     first = series[0].results[0]
     about = f"{first.workload}: {label}, {sum(len(line.results) for line in series)} runs"
-    return page(title, about, parts, get_plotlyjs())
+    return page("Token curves", about, parts, get_plotlyjs())
 
 
 def paired_tests(series: Sequence[Series], scores: Scores) -> dict[str, dict[int | None, Difference]]:

@@ -16,40 +16,38 @@ if TYPE_CHECKING:
 
 LABEL_GAP = 0.045
 SEED_SHIFT = 1.06
+TITLE = "Token curve"
 CONFIG = {"displaylogo": False, "responsive": True}
 
 
-def curve_png(results: Sequence[RunResult], path: Path, title: str = "Token curve") -> Path:
-    """Write the curves of one or several runs as PNG; runs that differ only in their seed are one line."""
-    series = series_of(results)
-    draw_curve(series, metric_label(series), path, title)
-    return path
+def curve_png(results: Sequence[RunResult], path: Path) -> Path:
+    """Write the curves of one or several runs as PNG; runs that differ only in their seed are one line.
 
-
-def curve_html(results: Sequence[RunResult], path: Path, title: str = "Token curve") -> Path:
-    """Write the same as one interactive HTML file that works offline."""
-    series = series_of(results)
-    figure = plotly_curve(series, metric_label(series), title)
-    path.write_text(figure.to_html(include_plotlyjs=True, full_html=True, config=CONFIG), "utf-8")
-    return path
-
-
-def draw_curve(series: Sequence[Series], metric: str, path: Path, title: str = "Token curve") -> None:
-    """Write the PNG: filled markers are trained counts, hollow ones never trained at, small dots single seeds."""
+    Filled markers are trained counts, hollow ones never trained at, small dots single seeds.
+    """
     from matplotlib.figure import Figure
 
+    series = series_of(results)
     with styled():
         figure = Figure(figsize=(8.4, 5.0), layout="constrained")
         axes = figure.subplots()
         shades = colours([not line.twin for line in series])
         for line, shade in zip(series, shades, strict=True):
             _draw_line(axes, line, shade)
-        _dress(axes, series, metric, title)
+        _dress(axes, series)
         _label_ends(axes, series, shades)
         figure.savefig(path)
+    return path
 
 
-def plotly_curve(series: Sequence[Series], metric: str, title: str = "Token curve") -> go.Figure:
+def curve_html(results: Sequence[RunResult], path: Path) -> Path:
+    """Write the same as one interactive HTML file that works offline."""
+    figure = plotly_curve(series_of(results))
+    path.write_text(figure.to_html(include_plotlyjs=True, full_html=True, config=CONFIG), "utf-8")
+    return path
+
+
+def plotly_curve(series: Sequence[Series]) -> go.Figure:
     """The same figure for a browser, with exact numbers on hover."""
     import plotly.graph_objects as go
 
@@ -58,7 +56,7 @@ def plotly_curve(series: Sequence[Series], metric: str, title: str = "Token curv
         figure.add_trace(_trace(line, shade))
     counts = series[0].counts
     figure.update_layout(
-        title={"text": f"<b>{title}</b>", "x": 0.01},
+        title={"text": f"<b>{TITLE}</b>", "x": 0.01},
         font={"family": FONTS, "size": 14, "color": INK},
         plot_bgcolor="white",
         paper_bgcolor="white",
@@ -69,7 +67,7 @@ def plotly_curve(series: Sequence[Series], metric: str, title: str = "Token curv
     figure.update_xaxes(
         type="log", tickvals=counts, ticktext=list(map(str, counts)), title="visual tokens", gridcolor=GRID
     )
-    figure.update_yaxes(title=metric, gridcolor=GRID, rangemode="tozero")
+    figure.update_yaxes(title=metric_label(series), gridcolor=GRID, rangemode="tozero")
     return figure
 
 
@@ -95,7 +93,7 @@ def _draw_line(axes: Axes, line: Series, shade: str) -> None:
             axes.plot(beside, [seed[count] for count in counts], ".", color=shade, ms=4, alpha=0.7, zorder=3)
 
 
-def _dress(axes: Axes, series: Sequence[Series], metric: str, title: str) -> None:
+def _dress(axes: Axes, series: Sequence[Series]) -> None:
     counts = series[0].counts
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, labels=list(map(str, counts)))
@@ -103,8 +101,8 @@ def _dress(axes: Axes, series: Sequence[Series], metric: str, title: str) -> Non
     axes.set_xlim(counts[0] / 1.15, counts[-1] * 1.15)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("visual tokens")
-    axes.set_ylabel(metric)
-    axes.set_title(title, pad=26)
+    axes.set_ylabel(metric_label(series))
+    axes.set_title(TITLE, pad=26)
     seeds = max(len(line.seeds) for line in series)
     dots = f", dots are {seeds} seeds" if seeds > 1 else ""
     note = f"filled: trained at, hollow: never trained at; bars are 95 % intervals{dots}"

@@ -7,12 +7,11 @@ from tokendial.report.page import cell, page, png_cell, section, table
 from tokendial.results import ExampleAnswers
 
 
-def examples_html(examples: Sequence[ExampleAnswers], path: Path, title: str = "Examples at every count") -> Path:
+def examples_html(examples: Sequence[ExampleAnswers], path: Path) -> Path:
     """Write the table as one HTML file, the examples whose answer depends most on the count first."""
     note = "green: right, orange: wrong or partly right; examples that change with the count come first"
-    path.write_text(
-        page(title, f"{len(examples)} fixed examples", [section("Answers", note, examples_body(examples))]), "utf-8"
-    )
+    parts = [section("Answers", note, examples_body(examples))]
+    path.write_text(page("Examples at every count", f"{len(examples)} fixed examples", parts), "utf-8")
     return path
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TITLE = "Trained at × served at"
 
 
-def matrix_png(matrix: Matrix, path: Path, title: str = TITLE) -> Path:
+def matrix_png(matrix: Matrix, path: Path) -> Path:
     """Write the heat map as PNG, a cell for each model (row) and served count (column)."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -39,21 +39,21 @@ def matrix_png(matrix: Matrix, path: Path, title: str = TITLE) -> Path:
         axes.spines[:].set_visible(False)
         axes.set_xlabel("served at (visual tokens)")
         axes.set_ylabel("trained at")
-        axes.set_title(title, pad=26)
+        axes.set_title(TITLE, pad=26)
         axes.text(0, 1.03, note(matrix), transform=axes.transAxes, color=MUTED, fontsize=10, va="bottom")
         figure.colorbar(mesh, ax=axes, label="quality", fraction=0.04, pad=0.02)
         figure.savefig(path)
     return path
 
 
-def matrix_html(matrix: Matrix, path: Path, title: str = TITLE) -> Path:
+def matrix_html(matrix: Matrix, path: Path) -> Path:
     """Write the heat map as one interactive HTML file, intervals on hover."""
-    figure = plotly_matrix(matrix, title)
+    figure = plotly_matrix(matrix, TITLE)
     path.write_text(figure.to_html(include_plotlyjs=True, full_html=True, config=CONFIG), "utf-8")
     return path
 
 
-def plotly_matrix(matrix: Matrix, title: str = TITLE) -> go.Figure:
+def plotly_matrix(matrix: Matrix, title: str) -> go.Figure:
     """The heat map for a browser."""
     import plotly.graph_objects as go
 
