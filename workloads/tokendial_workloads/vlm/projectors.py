@@ -3,8 +3,6 @@
 Shapes: B images, N = height * width patches, k tokens, C tower width, H hidden width, E query width, D language width.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
@@ -14,7 +12,7 @@ from .configuration import TokendialConfig
 from .counts import check_count
 from .ops import projector
 from .positions import sincos_table
-from .reducers import KeepReducer, PoolReducer, QueryContext, QueryReducer
+from .reducers import KeepReducer, PoolReducer, QueryContext, QueryReducer, Reducer
 
 
 class PoolProjector(nn.Module):
@@ -69,7 +67,7 @@ class MlpProjector(nn.Module):
     def __init__(self, config: TokendialConfig) -> None:
         super().__init__()
         width, bias = config.text_config.hidden_size, config.multimodal_projector_bias
-        self.reducer: Any = KeepReducer(config_grid(config))
+        self.reducer: Reducer = KeepReducer(config_grid(config))
         self.linear_1 = nn.Linear(feature_width(config), width, bias=bias)
         self.act = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(width, width, bias=bias)

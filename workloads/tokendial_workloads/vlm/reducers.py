@@ -59,7 +59,9 @@ class Reduction:
 
 
 class Reducer(Protocol):
-    """Maps patch features to k tokens."""
+    """Maps patch features of a grid to k tokens."""
+
+    grid: tuple[int, int]
 
     def reduce(self, features_BND: Tensor, context: Any, k: int) -> Reduction:
         """How [B, N, D] becomes [B, k, D]; ValueError where k is not admissible."""
