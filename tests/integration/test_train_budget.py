@@ -1,5 +1,6 @@
 """Where a run stops, what its ledger says it spent, and what a loss is a mean of."""
 
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tokendial.runs import Run
 from tokendial.train.conclude import conclude
 from tokendial.train.horizon import run_cost
 from tokendial.train.order import example_at
+from tokendial_workloads.vlm.export import load_processor
 from train_lab import Lab, configured
 
 pytestmark = pytest.mark.usefixtures("worker_process")
@@ -96,3 +98,13 @@ def test_a_loss_is_a_mean_over_the_answers_of_the_global_batch_whatever_its_part
     assert parts.losses == pytest.approx(whole.losses, rel=1e-5)
     norms = [[lab.logged[step]["train/grad_norm"] for step in lab.logged] for lab in (whole, parts)]
     assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+def test_a_model_tells_the_counts_that_were_trained_of_those_of_its_schedule(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, configured(ONE_STAGE, "budget.steps=6", "schedule.weights=[1,1,0]", "schedule.mix=one")).work()
+    assert ledger(lab).trained_counts == (4, 16) < lab.config.schedule.counts
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["counts"] == [4, 16]
+    assert load_processor(tmp_path / "model").visual_tokens == 16
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "Trained at 4, 16; it serves" in card
+    assert "visual_tokens=16," in card

@@ -115,8 +115,13 @@ class Task(Protocol):
         """Greedy answers of an unexpanded evaluation batch at count k, graded against its targets."""
         ...
 
-    def export(self, model: nn.Module, config: RunConfig[Any], folder: str) -> None:
-        """Write the Hugging Face folder: safetensors, processor, tokenizer, chat template, code that travels along."""
+    def export(
+        self, model: nn.Module, config: RunConfig[Any], folder: str, trained_counts: Sequence[int] | None = None
+    ) -> None:
+        """Write the Hugging Face folder: safetensors, processor, tokenizer, chat template, code that travels along.
+
+        It tells the counts that were trained; None: all of the schedule.
+        """
         ...
 
     def describe(

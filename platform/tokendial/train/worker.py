@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -276,20 +276,20 @@ def finish(job: Job, order: Order, seat: Seat, shelf: Shelf) -> None:
     assert found.manifest.kind == "weights", "training ended without its weights"
     ledger = _state(job, found).ledger
     if ledger.trained_counts:
-        _export(job, seat, found.folder / ck.WEIGHTS, folder)
+        _export(job, seat, found.folder / ck.WEIGHTS, folder, ledger.trained_counts)
     _enter(job, ledger, shelf)
     if seat.rank == 0:
         write_atomically(folder / "ledger.json", json.dumps(ledger.to_json()))
     _barrier(seat)
 
 
-def _export(job: Job, seat: Seat, weights: Path, folder: Path) -> None:
+def _export(job: Job, seat: Seat, weights: Path, folder: Path, trained_counts: Sequence[int]) -> None:
     """The model of a run and its scores."""
     if seat.rank == 0:
         seat.progress({"stage": "export"})
         model = job.task.build_model(job.config)
         model.load_state_dict(load_file(weights))
-        job.task.export(model, job.config, str(folder / "model"))
+        job.task.export(model, job.config, str(folder / "model"), trained_counts)
     _barrier(seat)
     model = on_device(job.task.load(str(folder / "model")), job.device, job.dtype)
     scores = score(job, seat, model, job.config.evaluation.split)

@@ -168,9 +168,16 @@ class ImageTextTask:
             "this workload has no warm-up task for the vision tower; drop the stage with objective 'tower'"
         )
 
-    def export(self, model: nn.Module, config: RunConfig[Any], folder: str) -> None:
-        """Write the Hugging Face folder; ids it generates are those that evaluation gave."""
+    def export(
+        self, model: nn.Module, config: RunConfig[Any], folder: str, trained_counts: Sequence[int] | None = None
+    ) -> None:
+        """Write the Hugging Face folder; ids it generates are those that evaluation gave.
+
+        Card, configuration and the processor's default tell the counts that were trained (None: the schedule's).
+        """
         own = _own(model)
+        if trained_counts is not None:
+            own.config.counts = list(trained_counts)
         card = self.card(own.config, config)
         export(own, self.tokenizer, folder, card, self.mean, self.std, self.image_token)
 
