@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tokendial.scores import Graded, Scores, grade
 from torch import nn
-from train_lab import Lab, configured
+from train_lab import Cut, Lab, configured
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
@@ -32,3 +32,19 @@ def test_a_curve_on_the_way_is_of_the_weights_so_far_and_changes_no_step(
     assert list(curve) == [6, 9, 12]
     assert curve[12] == pytest.approx(mean(Scores.read(lab.folder / "scores.json").items.quality[4]))
     assert shared == [False] * 5
+
+
+def test_a_curve_that_was_cut_short_at_a_checkpoint_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(*anything: Any) -> Graded:
+        raise Cut
+
+    lab = Lab(tmp_path / "run", configured("checkpoint.every=3", "evaluation.every=3"))
+    with monkeypatch.context() as patched:
+        patched.setattr("tokendial.train.worker.grade", cut)
+        with pytest.raises(Cut):
+            lab.work()
+    assert max(lab.logged) == 6
+    lab.work()
+    assert [step for step in sorted(lab.logged) if "validation/quality/k4" in lab.logged[step]] == [6, 9, 12]

@@ -172,10 +172,11 @@ def _reporter(
             seat.log(state.step, measured)
             shown = {name.removeprefix("train/"): value for name, value in measured.items()}
             seat.progress({"stage": plan.config.name, "step": state.step, "total": total, **shown})
-        if state.step % every == 0 and state.step < plan.stop:
-            _save_exact(job, seat, engine, state, number, shelf)
+        # Before the checkpoint, from which a run that is cut short goes on with the next step.
         if validate and state.step % validate == 0 and plan.config.objective == "language":
             _validate(job, seat, engine, state)
+        if state.step % every == 0 and state.step < plan.stop:
+            _save_exact(job, seat, engine, state, number, shelf)
 
     return after_step
 
