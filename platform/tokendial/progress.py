@@ -55,18 +55,18 @@ def _lines(console: Console) -> Report:
 
     def show(latest: Mapping[str, Any]) -> None:
         now, stage = time.monotonic(), latest.get("stage")
-        done = latest.get("step") == latest.get("total")
+        done = latest.get("step", -1) == latest.get("total")
         if stage == shown["stage"] and now - shown["at"] < LINE_EVERY_S and not done:
             return
         shown.update(at=now, stage=stage)
         place = f" {latest['step']}/{latest['total']}" if "total" in latest else ""
-        console.print(f"{stage}{place} {detail(latest)}".rstrip(), highlight=False)
+        # A line that is broken in two is read back by nobody.
+        console.print(f"{stage}{place} {detail(latest)}".rstrip(), highlight=False, soft_wrap=True)
 
     return show
 
 
-# A search's stage says where each trial in progress is, so the last fraction of its line is its own.
-_LINE = re.compile(r"(?P<stage>trials:.*|[a-z][\w. -]{0,40}?) (?P<step>\d+)/(?P<total>\d+)(?: (?P<detail>.+))?")
+_LINE = re.compile(r"(?P<stage>[a-z][\w. -]{0,40}?) (?P<step>\d+)/(?P<total>\d+)(?: (?P<detail>.+))?")
 
 
 def read_line(text: str) -> Mapping[str, Any] | None:

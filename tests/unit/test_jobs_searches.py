@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tokendial import api, runs
 from tokendial.cli import app
 from tokendial.experiments import ConfigError
 from tokendial.identity import Identity
 from tokendial.jobs import Standing
+from tokendial.progress import progress_reporter, read_line
 from tokendial.resolve import resolve
-from tokendial.search.drive import plan_search
+from tokendial.search.desk import Desk
+from tokendial.search.drive import _Board, plan_search
 from tokendial.search.space import Candidate
 from tokendial.search.state import State
 from tokendial.search.trials import Book, Outcome
@@ -132,3 +137,23 @@ def test_logs_of_a_search_are_those_of_its_own_and_its_trials_drivers(search: Pa
         "found.002\n"
     )
     assert said("logs", "found", "--follow").stderr.startswith("tokendial: run 'found' has no job to follow")
+
+
+def test_progress_of_many_trials_is_a_line_every_few_seconds_that_is_read_back_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, written = itertools.count(), io.StringIO()
+    monkeypatch.setattr("tokendial.progress.time.monotonic", lambda: next(clock))
+    seeds = ",".join(map(str, range(32)))
+    made = plan_search("digits.tiny", ("schedule=uniform", f"seed={seeds}"), budget="2e9", per_trial=True)
+    with progress_reporter(Console(file=written, width=200)) as progress:
+        board = _Board(made, Desk(made, tmp_path), progress)
+        for second in range(60):
+            board.show(second % 32, {"step": 1000 + second, "total": 4000})
+    lines = written.getvalue().splitlines()
+    assert 1 < len(lines) <= 13
+    last = read_line(lines[-1])
+    assert last is not None
+    assert (last["stage"], last["step"], last["total"]) == ("trials", 0, 32)
+    assert last["detail"].startswith("000 1032/4000, 001 ")
+    assert last["detail"].count(",") == 31

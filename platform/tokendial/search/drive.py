@@ -281,4 +281,5 @@ class _Board:
         done = {trial.number for trial, _ in self._desk.book.ended}
         running = [text for n, text in sorted(self._places.items()) if n not in done]
         self._gauges.trials(self._desk.book)
-        self._progress({"stage": "trials: " + ", ".join(running), "step": len(done), "total": self._plan.trials})
+        place = {"stage": "trials", "step": len(done), "total": self._plan.trials}
+        self._progress({**place, "detail": ", ".join(running)})
