@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from tokendial.results import RunResult
 from tokendial.scores import Scores
 
 if TYPE_CHECKING:
-    from tokendial.jobs import Cluster, Order, Standing
+    from tokendial.jobs import Order, Standing
     from tokendial.promote import Promotion
     from tokendial.search.found import SearchResult
     from tokendial.serve.keys import Key, Usage
@@ -175,9 +176,9 @@ def submit(
 
     cluster = jobs.Cluster(url)
     progress({"stage": "sending"})
-    submission = jobs.send(cluster, order)
+    submission, new = jobs.send(cluster, order)
     again, end = f"`tokendial logs {order.run} --follow`", f"`tokendial stop {order.run}`"
-    say(f"{order.run}: sent; follow it again with {again}, end it with {end}")
+    say(f"{order.run}: {'sent' if new else 'at work already'}; follow it again with {again}, end it with {end}")
     return jobs.follow(cluster, submission, progress, say, ready)
 
 
@@ -185,10 +186,11 @@ def follow(reference: str, url: str | None = None, say: Callable[[str], None] = 
     """Say every line of a run's job on a cluster, from the first to its end."""
     from tokendial import jobs
 
-    reference, cluster = _located(reference, url)
-    job = None if cluster is None else jobs.find(cluster, reference)
+    name, address = _located(reference, url)
+    cluster = jobs.Cluster(address) if address else None
+    job = jobs.find(cluster, name) if cluster else None
     if cluster is None or job is None:
-        raise ConfigError(f"run {reference!r} has no job to follow; give --on URL, or leave out --follow")
+        raise ConfigError(f"run {name!r} has no job to follow; give --on URL, or leave out --follow")
     jobs.follow(cluster, job["submission_id"], None, say)
 
 
@@ -197,45 +199,56 @@ def status(reference: str | None = None, url: str | None = None) -> list[Standin
     from tokendial import jobs
 
     if reference is None:
-        return jobs.standings(None, jobs.Cluster(url) if url else None)
-    return jobs.standings(*_located(reference, url))
+        return jobs.standings(url or _usual_cluster())
+    return jobs.standing(*_located(reference, url), asked=url is not None)
 
 
-def logs(reference: str, url: str | None = None) -> Mapping[str, str]:
-    """Logs of a run by name: `driver`, `rank-0`, …; of a search, those of its trials' drivers by the trial's run."""
+def logs(reference: str, url: str | None = None, rank: int | None = None) -> Mapping[str, str]:
+    """Logs of a run by name: `driver`, `rank-0`, …; of a search, those of its trials' drivers by the trial's run.
+
+    Args:
+        url: ask this cluster, not the runs folder here.
+        rank: the log that matters, which a cluster's job has not.
+    """
     from tokendial import jobs
 
-    cluster = jobs.Cluster(url) if url else None
-    return jobs.read_logs(_named(reference, cluster), cluster)
+    return jobs.read_logs(*_located(reference, url), elsewhere=url is not None, rank=rank)
 
 
 def stop(reference: str, url: str | None = None) -> str:
-    """Tell a run to stop; returns where it was told: `here` or a cluster's address."""
+    """Tell a run to stop; returns where it was told: `here` or a cluster's address.
+
+    Without `url` what is at work here is told, else the job on the cluster that it was sent to.
+    """
     from tokendial import jobs
 
-    return jobs.stop(*_located(reference, url))
+    name, address = _located(reference, url)
+    here = address is None or (url is None and jobs.works_here(name))
+    return jobs.stop(name, None if here else jobs.Cluster(str(address)))
 
 
-def _located(reference: str, url: str | None) -> tuple[str, Cluster | None]:
-    """A run's name, and the cluster at `url` or else the one that it was sent to from here, if it was."""
+def _located(reference: str, url: str | None) -> tuple[str, str | None]:
+    """A run's name, and its cluster: the one at `url`, else that it was sent to from here, else TOKENDIAL_CLUSTER."""
     from tokendial import jobs
 
-    cluster = jobs.Cluster(url) if url else None
-    name = _named(reference, cluster)
-    place = None if cluster else jobs.sent_to(name)
-    return name, jobs.Cluster(place) if place else cluster
+    name = _last(url or _usual_cluster()) if reference == "last" else reference
+    return name, url or jobs.sent_to(name) or _usual_cluster()
 
 
-def _named(reference: str, cluster: Cluster | None) -> str:
-    """The reference, or for `last` the caller's own newest run: of the cluster, else of those started or sent here."""
+def _last(url: str | None) -> str:
+    """The caller's own newest run: of the cluster, else of those started or sent here."""
     from tokendial import jobs
 
-    if reference != "last":
-        return reference
-    if cluster is not None:
-        return jobs.last_on(cluster)
+    if url is not None:
+        return jobs.last_on(jobs.Cluster(url))
     sent, here = jobs.last_sent(), runs.last()
-    return sent[0] if sent and (here is None or sent[1] > here.record.created) else reference
+    if sent and (here is None or sent[1] > here.record.created):
+        return sent[0]
+    return here.name if here else "last"
+
+
+def _usual_cluster() -> str | None:
+    return os.environ.get("TOKENDIAL_CLUSTER") or None
 
 
 def serve(

@@ -20,6 +20,7 @@ class Dashboard:
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     logs: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    sent: list[dict[str, Any]] = field(default_factory=list)
     starting: int = 0  # submissions that it refuses, as a head does whose nodes are not up
     away: int = 0  # requests that a proxy before it answers with 503
     torn: int = 0  # logs that break off before their end
@@ -42,8 +43,6 @@ class Dashboard:
                 return 200, list(self.jobs.values())
             case "GET", ["api", "jobs", submission]:
                 return 200, self.jobs[submission]
-            case "GET", ["api", "jobs", submission, "logs"]:
-                return 200, {"logs": self.logs.get(submission, "")}
             case "POST", ["api", "jobs", submission, "stop"]:
                 self.jobs[submission]["status"] = "STOPPED"
                 return 200, {"stopped": True}
@@ -52,6 +51,7 @@ class Dashboard:
                 return 500, "No available agent to submit job, please try again later."
             case "POST", ["api", "jobs"]:
                 document = json.loads(body)
+                self.sent.append(document)
                 about, submission = document["metadata"], document["submission_id"]
                 self.add(submission, about["tokendial_run"], about["user"], "SUCCEEDED", '{"done": true}\n')
                 self.jobs[submission]["metadata"] = about
@@ -59,7 +59,8 @@ class Dashboard:
             # Ray finds a job's log only beside the node it is on.
             case "GET", ["api", "v0", "logs", "file"] if "node_id" in query and query["submission_id"][0] in self.logs:
                 lines = self.logs[query["submission_id"][0]].splitlines(keepends=True)
-                return 200, "".join(lines[-int(query["lines"][0]) :])
+                last = int(query["lines"][0])
+                return 200, "".join(lines if last == -1 else lines[-last:])
             case ("GET" | "PUT"), ["api", "packages", "gcs", _]:
                 return 200, {}
         return 500, f"{method} {path}"

@@ -260,6 +260,9 @@ def test_runtime_environments_are_what_ray_takes() -> None:
 
     plain = yaml.safe_load((CLUSTERS / "runtime-env.yaml").read_text())
     assert plain["env_vars"]["PYTHONPATH"] == "platform:workloads:kernels"
+    # A job's own variables win over those of the pods, which know how long they take to start.
+    assert "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S" not in plain["env_vars"]
+    assert DOCUMENTS["kuberay/environment.yaml"]["data"]["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "900"
     RuntimeEnv(**plain)
     for name, document in RAY.items():
         if document["kind"] == "RayJob":

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs_server import dashboard
 from tokendial import api, runs
 from tokendial.cli import app
 from tokendial.driver_log import driver_log
 from tokendial.experiments import ConfigError
+from tokendial.failures import WorkFailed
 from tokendial.identity import Identity
+from tokendial.jobs import Cluster
+from tokendial.jobs.sent import remember
 from tokendial.resolve import resolve
 from tokendial.train.driver import with_horizon
 from typer.testing import CliRunner
@@ -111,6 +115,53 @@ def test_stop_tells_the_process_that_holds_the_run_and_refuses_where_there_is_no
     lease.write_text(json.dumps({"pid": os.getpid(), "host": "elsewhere", "born": "1"}))
     with pytest.raises(ConfigError, match="run 'mine' is at work on elsewhere; stop it there"):
         api.stop("mine")
+
+
+def test_what_is_at_work_here_is_stopped_before_its_job_on_a_cluster(
+    run: runs.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with dashboard() as board:
+        board.add("mine-1", "mine", "ada")
+        remember("mine", Cluster(board.url), "mine-1")
+        monkeypatch.setenv("TOKENDIAL_CLUSTER", board.url)
+        holder = held(run.folder)
+        assert api.stop("mine") == "here"
+        assert holder.wait(10) == -signal.SIGTERM
+        assert board.jobs["mine-1"]["status"] == "RUNNING"
+        assert api.stop("mine") == board.url
+        holder = held(run.folder)
+        board.jobs["mine-1"]["status"] = "RUNNING"
+        assert api.stop("mine", board.url) == board.url
+        assert holder.poll() is None
+        assert api.stop("mine") == "here"
+        holder.wait(10)
+
+
+def test_a_cluster_that_is_gone_hides_nothing_of_a_run_here(run: runs.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    del run
+    gone = "http://127.0.0.1:1"
+    remember("mine", Cluster(gone), "mine-1")
+    for usual in ("", gone):
+        monkeypatch.setenv("TOKENDIAL_CLUSTER", usual)
+        here, there = api.status("mine")
+        assert (here.place, here.status, here.step) == ("here", "DIED", 3)
+        assert (there.place, there.status) == (gone, "UNKNOWN")
+        assert (there.error or "").startswith(f"the cluster at {gone} does not answer: ")
+        assert api.logs("mine") == {"rank-0": "hello\n"}
+    with pytest.raises(WorkFailed, match="does not answer"):
+        api.status("mine", gone)
+
+
+def test_a_run_that_is_not_known_here_is_looked_for_on_the_usual_cluster(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del home
+    with dashboard() as board:
+        board.add("theirs-1", "theirs", "somebody-else", log="hello\n")
+        monkeypatch.setenv("TOKENDIAL_CLUSTER", board.url)
+        assert [row.place for row in api.status("theirs")] == [board.url]
+        assert api.logs("theirs") == {"driver": "hello\n"}
+        assert [row.run for row in api.status()] == ["theirs"]
 
 
 def test_the_drivers_log_has_each_stage_once_in_a_while_warnings_and_how_it_ended(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -14,12 +15,15 @@ from pathlib import Path
 
 import pytest
 from jobs_server import Dashboard, dashboard
+from rich.console import Console
+from rich.live import Live
 from tokendial import api, identity, runs
 from tokendial.cli import app
+from tokendial.commands.jobs import _watched
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from tokendial.identity import Identity
-from tokendial.jobs import Cluster, Order
+from tokendial.jobs import Cluster, Order, Standing
 from tokendial.jobs.follow import follow
 from tokendial.jobs.sent import remember
 from tokendial.resolve import resolve
@@ -40,7 +44,7 @@ def board(home: Path) -> Iterator[Dashboard]:
 
 
 def test_last_on_a_cluster_is_the_callers_own_newest_job_there(board: Dashboard) -> None:
-    board.add("c-1", "c", ME, "PENDING", "hello\n")
+    board.add("c-1", "c", ME, log="hello\n")
     board.add("d-1", "d", "somebody-else")
     assert [(row.run, row.place) for row in api.status("last", board.url)] == [("c", board.url)]
     assert api.logs("last", board.url) == {"driver": "hello\n"}
@@ -97,20 +101,35 @@ def test_a_watched_status_asks_again_until_it_is_interrupted(board: Dashboard) -
     words = [sys.executable, "-m", "tokendial", "status", "--watch", "--on", board.url]
     watch = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while board.asked.count("GET /api/jobs/") < 3 and time.monotonic() < deadline:
+    while board.asked.count("GET /api/jobs/") < 4 and time.monotonic() < deadline:
+        if board.asked.count("GET /api/jobs/") == 1 and len(board.asked) == 3:
+            board.away = 1
         time.sleep(0.05)
     watch.send_signal(signal.SIGINT)
     out, err = watch.communicate(timeout=30)
     assert watch.returncode == 130, err
+    assert board.away == 0
     assert b"3000/5000" in out
     assert b"Traceback" not in err
     assert {request for request in board.asked if "logs" in request} == {"GET /api/v0/logs/file"}
 
 
+def test_what_is_at_work_is_in_sight_where_a_terminal_is_shorter_than_the_table() -> None:
+    rows = [Standing(f"run-{age}", "here", "FINISHED", age_s=float(age)) for age in range(100, 0, -1)]
+    rows.insert(30, Standing("mine", "here", "RUNNING", age_s=70.5))
+    drawn = io.StringIO()
+    console = Console(file=drawn, force_terminal=True, width=100, height=20)
+    with Live(_watched(rows, "the cluster does not answer"), console=console, auto_refresh=False):
+        shown = drawn.getvalue()
+        for text in ("the cluster does not answer", "mine", "run-1 "):
+            assert text in shown, text
+        assert "run-100" not in shown
+
+
 def test_a_search_that_was_sent_shows_its_trials(board: Dashboard) -> None:
-    board.add("s-1", "s", ME, log="planning\ntrials: 000 starting 0/4\ntrials: 002 8/12, 003 4/12 2/4\n")
+    board.add("s-1", "s", ME, log="planning\ntrials 0/4 000 starting\ntrials 2/4 002 8/12, 003 4/12\n")
     (row,) = api.status("s", board.url)
-    assert (row.stage, row.step, row.total) == ("trials: 002 8/12, 003 4/12", 2, 4)
+    assert (row.stage, row.step, row.total, row.detail) == ("trials", 2, 4, "002 8/12, 003 4/12")
 
 
 def test_how_to_follow_is_said_once_the_job_is_accepted(board: Dashboard) -> None:
@@ -150,6 +169,9 @@ def test_an_order_that_is_at_work_already_is_found_by_its_name_here_too(board: D
 
     api.submit(board.url, order, say=say)
     assert board.asked.count("POST /api/jobs/") == 1
+    assert following == [
+        "mine: at work already; follow it again with `tokendial logs mine --follow`, end it with `tokendial stop mine`"
+    ]
     assert record.exists()
 
 
@@ -177,6 +199,55 @@ def test_what_is_no_dashboard_at_all_is_said_in_one_sentence(home: Path) -> None
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(WorkFailed, match=f"the cluster at {url} does not answer: BadStatusLine"):
             Cluster(url).jobs()
+
+
+def test_the_same_order_of_another_tokendial_is_sent(board: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, said = Order("mine", ("train", "--name", "mine")), []
+    api.submit(board.url, order, say=said.append)
+    (job,) = [job for job in board.jobs.values() if job["metadata"]["tokendial_run"] == "mine"]
+    job["status"] = "RUNNING"
+    monkeypatch.setattr("tokendial.jobs.package.code", lambda: b"edited")
+    api.submit(board.url, order, say=said.append)
+    assert [document["metadata"]["tokendial_run"] for document in board.sent] == ["mine", "mine"]
+
+
+def test_how_long_workers_take_to_start_is_for_the_cluster_to_say(board: Dashboard) -> None:
+    api.submit(board.url, Order("mine", ("train", "--name", "mine")), say=lambda line: None)
+    variables = board.sent[0]["runtime_env"]["env_vars"]
+    assert variables["OMP_NUM_THREADS"] == "1"
+    assert "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S" not in variables
+
+
+def test_a_job_whose_driver_was_told_to_stop_was_stopped(board: Dashboard) -> None:
+    board.add("c-1", "c", ME, "FAILED", "tokendial: stopped; the same command continues the run\n")
+    board.jobs["c-1"]["driver_exit_code"] = 143
+    with pytest.raises(WorkFailed, match=r"^the job was stopped; the same command continues the run$"):
+        follow(Cluster(board.url), "c-1", None, print)
+
+
+def test_a_job_at_work_stands_for_its_run_and_not_a_newer_one_that_was_refused(board: Dashboard) -> None:
+    board.add("a-2", "a", ME, "FAILED")
+    assert [row.status for row in api.status("a", board.url)] == ["RUNNING"]
+
+
+def test_logs_that_a_cluster_has_not_are_the_tracking_servers(
+    board: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head that is back remembers the job and has lost its log."""
+    board.add("c-1", "c", ME, "FAILED")
+    board.add("d-1", "d", ME, "PENDING")
+    for name, status in (("c", "FAILED"), ("d", "PENDING")):
+        with pytest.raises(ConfigError, match=f"the cluster at {board.url} has no log of its job, which is {status}$"):
+            api.logs(name, board.url)
+    with pytest.raises(ConfigError, match=r"shows its driver's log only; ranks' are in its folder there$"):
+        api.logs("a", board.url, rank=0)
+    kept = {"driver": "kept\n", "rank-0": "rank\n"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    monkeypatch.setattr("tokendial.tracking.logs.fetch_logs", lambda uri, run: kept)
+    assert api.logs("c", board.url) == kept
+    shown = CliRunner().invoke(app, ["logs", "a", "--rank", "0", "--on", board.url])
+    assert (shown.exit_code, shown.stdout) == (0, "rank\n")
+    assert api.logs("a", board.url) == {"driver": LONG}
 
 
 def test_a_cluster_that_stays_away_leaves_a_command_that_finds_the_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
-from tokendial.commands.elsewhere import On
 from tokendial.commands.shell import Json, app, console, failures
 from tokendial.experiments import ConfigError
 
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from tokendial.jobs import Standing
 
 WATCH_S = 2.0
+# Without TOKENDIAL_CLUSTER as its value: what runs here is found though that is set.
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on", metavar="URL", help="Ask this Ray cluster; default the one it was sent to, or else TOKENDIAL_CLUSTER."
+    ),
+]
 
 
 @app.command()
@@ -33,12 +41,9 @@ def status(
 
         if watch and json_:
             raise ConfigError("--watch does not go with --json, which prints one object and ends")
-        if watch:
-            with Live(_table(api.status(run, on)), console=console, auto_refresh=False) as live:
-                while True:
-                    time.sleep(WATCH_S)
-                    live.update(_table(api.status(run, on)), refresh=True)
         found = api.status(run, on)
+        if watch:
+            _watch(found, lambda: api.status(run, on))
         if json_:
             print(json.dumps([standing._asdict() for standing in found]))
         else:
@@ -65,7 +70,7 @@ def logs(
                 raise ConfigError("--follow goes without --rank and --json; it says the driver's lines as they come")
             api.follow(run, on)
             return
-        found = api.logs(run, on)
+        found = api.logs(run, on, rank)
         name = "driver" if rank is None else f"rank-{rank}"
         if json_:
             print(json.dumps(found))
@@ -90,6 +95,26 @@ def stop(
 
         place = api.stop(run, on)
         print(json.dumps({"run": run, "place": place}) if json_ else f"told {run} to stop ({place})")
+
+
+def _watch(found: list[Standing], ask: Callable[[], list[Standing]]) -> NoReturn:
+    """Show where runs stand until interrupted; that a cluster does not answer is said above what it said last."""
+    from tokendial.jobs.cluster import Unreachable
+
+    with Live(_watched(found), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH_S)
+            try:
+                found, away = ask(), ""
+            except Unreachable as error:
+                away = str(error)
+            live.update(_watched(found, away), refresh=True)
+
+
+def _watched(found: list[Standing], away: str = "") -> Group:
+    """What is at work first, then the newest: a terminal that is too short shows the beginning."""
+    rows = sorted(found, key=lambda row: (row.status not in ("PENDING", "RUNNING"), row.age_s))
+    return Group(*filter(None, [away]), _table(rows))
 
 
 def _table(found: list[Standing]) -> Table:

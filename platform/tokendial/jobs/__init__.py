@@ -6,8 +6,8 @@ from tokendial.jobs.logs import read_logs
 from tokendial.jobs.order import Order, evaluation_order, search_order, serving_order, training_order
 from tokendial.jobs.send import send
 from tokendial.jobs.sent import find, last_on, last_sent, sent_to
-from tokendial.jobs.status import Standing, standings
-from tokendial.jobs.stop import stop
+from tokendial.jobs.status import Standing, standing, standings
+from tokendial.jobs.stop import stop, works_here
 
 __all__ = [
     "Cluster",
@@ -23,7 +23,9 @@ __all__ = [
     "send",
     "sent_to",
     "serving_order",
+    "standing",
     "standings",
     "stop",
     "training_order",
+    "works_here",
 ]

@@ -76,12 +76,11 @@ class Cluster:
     def job(self, submission: str) -> dict[str, Any]:
         return self._json("GET", f"/api/jobs/{quote(submission)}")
 
-    def logs(self, submission: str) -> str:
-        """What the job's driver has said so far."""
-        return self._json("GET", f"/api/jobs/{quote(submission)}/logs")["logs"] or ""
+    def log(self, job: Mapping[str, Any], lines: int = -1) -> str:
+        """What a job's driver said, or its last lines; nothing where Ray has no log: it waits, or its node is gone.
 
-    def tail(self, job: Mapping[str, Any], lines: int) -> str:
-        """The last lines of it; none where Ray has no log at hand: the job waits, or its node is gone."""
+        Not from `/api/jobs/…/logs`, which is an error where one byte of it is no UTF-8.
+        """
         if job.get("driver_node_id") is None:
             return ""
         query = {"node_id": job["driver_node_id"], "submission_id": job["submission_id"], "lines": lines}

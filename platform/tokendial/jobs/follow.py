@@ -17,6 +17,8 @@ POLL_S = 1.0
 BYTES_PER_SECOND = 100_000
 PATIENCE_S = 900.0
 BAD_INPUT = 2
+# As the command on the cluster ends where it is told to stop there, past Ray.
+TERMINATED = 143
 
 Progress = Callable[[Mapping[str, Any]], None]
 Say = Callable[[str], None]
@@ -38,7 +40,7 @@ def follow(
     while True:
         try:
             job = cluster.job(submission)
-            text = cluster.logs(submission)
+            text = cluster.log(job)
         except Unreachable as error:
             if time.monotonic() - heard > PATIENCE_S:
                 raise Unreachable(f"{error}; the job may still run there: {again}") from error
@@ -98,7 +100,7 @@ class _Log:
 
 def _end(job: Mapping[str, Any], log: _Log) -> Exception:
     said = log.failure()
-    if job["status"] == "STOPPED":
+    if job["status"] == "STOPPED" or job.get("driver_exit_code") == TERMINATED:
         return WorkFailed("the job was stopped; the same command continues the run")
     if job.get("driver_exit_code") == BAD_INPUT and said:
         return ConfigError(said)

@@ -7,22 +7,24 @@ from collections.abc import Mapping
 from tokendial import runs
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
-from tokendial.jobs.cluster import Cluster, Unreachable
-from tokendial.jobs.sent import find, sent_to
+from tokendial.jobs.cluster import Cluster
+from tokendial.jobs.sent import find
 from tokendial.search.state import find_work
 from tokendial.search.trials import Book
 from tokendial.tracking import resolve_uri
 
 
-def read_logs(run: str, cluster: Cluster | None = None) -> Mapping[str, str]:
-    """Logs by name (`driver`, `rank-0`, …); raises ConfigError where there are none.
+def read_logs(
+    run: str, address: str | None = None, elsewhere: bool = False, rank: int | None = None
+) -> Mapping[str, str]:
+    """Logs by name (`driver`, `rank-0`, …), that of `rank` among them; raises ConfigError where there are none.
 
-    Asked in this order: the run's folder here, its job on the cluster, the artifacts of its MLflow run. A search here
-    has its own driver's log and those of its towers' and trials' drivers, by their runs.
+    Asked in this order: the run's folder here, unless it is `elsewhere`; its job on the cluster at `address`; the
+    artifacts of its MLflow run. A search here has its own driver's log and those of its towers' and trials' drivers, by
+    their runs.
     """
-    place = sent_to(run)
     asked: list[str] = []
-    if cluster is None:
+    if not elsewhere:
         try:
             kind, work = find_work(run)
             if found := _of_trials(work) if kind == "search" else _of_processes(work):
@@ -30,16 +32,21 @@ def read_logs(run: str, cluster: Cluster | None = None) -> Mapping[str, str]:
             asked.append(f"{work.folder} holds none")
         except ConfigError as error:
             asked.append(str(error))
-    if cluster is not None or place is not None:
+    if address is not None:
         try:
-            found_there = cluster or Cluster(str(place))
-            job = find(found_there, run)
-            if job is not None:
-                return {"driver": found_there.logs(job["submission_id"])}
-            asked.append(f"the cluster at {found_there.url} has no job of it")
-        except (Unreachable, ConfigError) as error:
+            cluster = Cluster(address)
+            job = find(cluster, run)
+            if job is None:
+                asked.append(f"the cluster at {address} has no job of it")
+            elif rank is not None:
+                asked.append(f"the cluster at {address} shows its driver's log only; ranks' are in its folder there")
+            elif text := cluster.log(job):
+                return {"driver": text}
+            else:
+                asked.append(f"the cluster at {address} has no log of its job, which is {job['status']}")
+        except (WorkFailed, ConfigError) as error:
             # The token of a cluster that is gone is often gone too.
-            if cluster is not None and isinstance(error, ConfigError):
+            if elsewhere and isinstance(error, ConfigError):
                 raise
             asked.append(str(error))
     uri = resolve_uri(None, runs.home())

@@ -19,14 +19,9 @@ def about(job: dict[str, Any]) -> dict[str, str]:
     return job["metadata"] or {}
 
 
-def jobs_of(cluster: Cluster, run: str) -> list[dict[str, Any]]:
-    """The jobs of a run, named by it or by a submission id, oldest first."""
-    return [job for job in cluster.jobs() if run in (about(job).get(RUN), job["submission_id"])]
-
-
 def find(cluster: Cluster, run: str) -> dict[str, Any] | None:
-    """The newest job of a run; one at work before one that is done."""
-    found = jobs_of(cluster, run)
+    """The newest job of a run, named by it or by a submission id; one at work before one that is done."""
+    found = [job for job in cluster.jobs() if run in (about(job).get(RUN), job["submission_id"])]
     active = [job for job in found if job["status"] in ACTIVE]
     return (active or found or [None])[-1]
 

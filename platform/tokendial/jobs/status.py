@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from tokendial import metrics, runs
 from tokendial.experiments import ConfigError
-from tokendial.jobs.cluster import Cluster
-from tokendial.jobs.sent import ACTIVE, RUN, USER, about, jobs_of
+from tokendial.jobs.cluster import Cluster, Unreachable
+from tokendial.jobs.sent import ACTIVE, RUN, USER, about, find
 from tokendial.progress import read_line
 from tokendial.runs import Run
 from tokendial.search.found import read_plan
@@ -39,24 +39,37 @@ class Standing(NamedTuple):
     error: str | None = None
 
 
-def standings(run: str | None = None, cluster: Cluster | None = None) -> list[Standing]:
-    """Every run and search here and every job of the cluster, oldest first; or those of one name.
+def standings(address: str | None = None) -> list[Standing]:
+    """Every run and search here and every job of the cluster at `address`, oldest first."""
+    found = [*map(here, runs.list_runs()), *map(searched, list_searches())]
+    found.sort(key=lambda standing: -standing.age_s)
+    cluster = Cluster(address) if address else None
+    # What has ended is told by its status alone; a question for the log of each would be one too many.
+    return found + ([there(cluster, job, job["status"] in ACTIVE) for job in cluster.jobs()] if cluster else [])
 
-    Raises ConfigError where a name is asked for that nobody knows.
+
+def standing(run: str, address: str | None = None, asked: bool = False) -> list[Standing]:
+    """A run or search by its name: here, and its job on the cluster at `address`.
+
+    A cluster that does not answer is a line of its own where the run is known here and nobody `asked` for that cluster.
+    Raises ConfigError where nobody knows the name.
     """
-    if run is None:
-        found = [*map(here, runs.list_runs()), *map(searched, list_searches())]
-        found.sort(key=lambda standing: -standing.age_s)
-        # What has ended is told by its status alone; a question for the log of each would be one too many.
-        return found + ([there(cluster, job, job["status"] in ACTIVE) for job in cluster.jobs()] if cluster else [])
-    found = [there(cluster, job) for job in jobs_of(cluster, run)[-1:]] if cluster else []
     try:
         kind, work = find_work(run)
-        return [searched(work) if kind == "search" else here(work), *found]
-    except ConfigError:
-        if not found:
-            raise
-        return found
+        found, unknown = [searched(work) if kind == "search" else here(work)], None
+    except ConfigError as error:
+        found, unknown = [], error
+    if address:
+        try:
+            cluster = Cluster(address)
+            found += [there(cluster, job)] if (job := find(cluster, run)) else []
+        except (Unreachable, ConfigError) as error:
+            if asked or not found:
+                raise
+            found.append(Standing(run, address, "UNKNOWN", error=str(error)))
+    if unknown and not found:
+        raise unknown
+    return found
 
 
 def here(run: Run) -> Standing:
@@ -87,7 +100,7 @@ def there(cluster: Cluster, job: dict[str, Any], tail: bool = True) -> Standing:
     sent, status = about(job), WORDS[job["status"]]
     name = sent.get(RUN) or job["submission_id"]
     latest: dict[str, Any] = {}
-    for line in cluster.tail(job, TAIL_LINES).splitlines() if tail else ():
+    for line in cluster.log(job, TAIL_LINES).splitlines() if tail else ():
         latest = {**(read_line(line) or latest)}
     error = str(job["message"] or "").strip().splitlines()[-1:] if status == "FAILED" else []
     age = time.time() - (job["start_time"] or 0) / 1000

@@ -33,3 +33,12 @@ def stop(run: str, cluster: Cluster | None = None) -> str:
         )
     os.kill(holder["pid"], signal.SIGTERM)
     return "here"
+
+
+def works_here(run: str) -> bool:
+    """Whether a living process of this machine works on a run or search of the runs folder here."""
+    try:
+        holder = find_work(run)[1].holder()
+    except ConfigError:
+        return False
+    return holder is not None and holder["host"] == socket.gethostname()
