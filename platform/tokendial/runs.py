@@ -187,6 +187,12 @@ def short_name(name: str) -> str:
     return name.rpartition(".")[2][-20:].strip("-_")
 
 
+def parent_of(config_file: Path) -> str | None:
+    """The run whose weights a run began with, of the folder that a configuration lies in; None for fresh ones."""
+    run = Run(config_file.resolve().parent)
+    return run.record.parent if (run.folder / "run.json").is_file() else None
+
+
 def create(
     name: str,
     config: RunConfig[Any],

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 from tokendial import api, runs
+from tokendial.cli import app
 from tokendial.contracts import RunConfig
 from tokendial.experiments import ConfigError
 from tokendial.identity import Identity, user_name
 from tokendial.resolve import resolve
 from tokendial.results import RunResult, write_result
+from typer.testing import CliRunner
 
 ME = Identity(user=user_name(), commit="abc", diff="a change")
 
@@ -149,6 +151,27 @@ def test_a_broken_configuration_is_named(home: Path) -> None:
     file.write_text("{")
     with pytest.raises(ConfigError, match=re.escape(f"{file} is broken; repair it or move the folder away")):
         runs.check("it", config())
+
+
+@pytest.mark.parametrize(
+    ("parent", "options", "source"),
+    [(None, [], None), ("whole", [], "whole"), ("whole", ["--from", "other"], "other")],
+    ids=["fresh", "forked", "from another"],
+)
+def test_a_configuration_is_trained_again_from_what_its_run_began_with(
+    parent: str | None, options: list[str], source: str | None, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+
+    def train(config: RunConfig[Any], **given: Any) -> RunResult:
+        asked.append(given["source"])
+        return RunResult(run_id=None, name="again", status="FINISHED")
+
+    monkeypatch.setattr(api, "train", train)
+    file = runs.create("it", config(), ME, parent=parent).folder / "config.json"
+    command = ["train", "--config", str(file), "--new", "--json", *options]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    assert asked == [source]
 
 
 def test_a_new_run_takes_the_next_free_name(home: Path) -> None:

@@ -47,6 +47,7 @@ def train(
         from tokendial.identity import user_name
         from tokendial.jobs import training_order
         from tokendial.resolve import resolve
+        from tokendial.runs import parent_of
         from tokendial.train.driver import find_place, with_horizon
 
         if list_ and not help_:
@@ -56,6 +57,8 @@ def train(
             return _print_train_help(experiment)
         if experiment is not None and "=" in experiment:
             experiment, overrides = None, [experiment, *(overrides or [])]
+        # A run is trained again from what it was trained from.
+        source = source or (parent_of(config) if config else None)
         cpus = None if dry_run or on else machine.cpus()
         resolved = resolve(experiment, overrides or (), config, cpus, elsewhere=on is not None)
         if dry_run:
