@@ -4,6 +4,7 @@ import asyncio
 import pickle
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from tokendial.serve import endpoint
 from tokendial.serve.backend import Served
+from tokendial.serve.calls import Calls
 from tokendial.serve.endpoint import ReplicaBackend
 from tokendial.serve.exposition import Exposition
 from tokendial.serve.ingress import Options, create_app
@@ -21,27 +23,37 @@ from tokendial.serve.request import Busy, Deadline, Sampling, ServeRequest
 REQUEST = ServeRequest("id", (), (), (), Sampling(1))
 
 
+def over(handle: Any, most: int = 1) -> ReplicaBackend:
+    """A backend over a handle to replicas, at most so many."""
+    backend = ReplicaBackend(Exposition(), most)
+    backend._handle, backend._calls, backend._served = handle, Calls(handle), Served("m", "1", "accuracy", 0, ())
+    return backend
+
+
+async def first(backend: ReplicaBackend, request: ServeRequest, stream: bool) -> Any:
+    return await (anext(backend.stream(request)) if stream else backend.answer(request))
+
+
 class Replicas:
     """A handle whose replicas refuse, one after another."""
 
     def __init__(self, *refusals: Refusal) -> None:
         self._refusals = iter(refusals)
 
-    def options(self, **_: Any) -> "Replicas":
-        return self
-
-    def remote(self, _request: ServeRequest) -> "Said":
-        return Said(next(self._refusals))
+    def options(self, method_name: str, **_: Any) -> Any:
+        return SimpleNamespace(remote=lambda _: Said(next(self._refusals), whole=method_name == "answers"))
 
 
 class Said:
-    """One reply, the only item."""
+    """One reply, the only item, after a while."""
 
-    def __init__(self, refusal: Refusal) -> None:
-        self._refusal = refusal
+    def __init__(self, reply: Any, whole: bool, after_s: float = 0.0) -> None:
+        self._item = [(0, reply)] if whole else reply
+        self._after_s = after_s
 
     async def __aiter__(self) -> Any:
-        yield self._refusal
+        await asyncio.sleep(self._after_s)
+        yield self._item
 
     async def _fetch_future_result_async(self) -> None:
         """Ray's, once a replica has taken the request."""
@@ -58,12 +70,11 @@ def refusals(most: int, *said: Refusal, stream: bool = False, apart_s: float = 0
     """Whether each refusal is told as one for all, of an endpoint with at most so many replicas."""
 
     async def use() -> list[bool]:
-        backend = ReplicaBackend(Exposition(), most)
-        backend._handle = Replicas(*said)  # type: ignore[assignment]
+        backend = over(Replicas(*said), most)
         found = []
         for _ in said:
             with pytest.raises(Busy) as busy:
-                await (anext(backend.stream(REQUEST)) if stream else backend.answer(REQUEST))  # type: ignore[call-overload]
+                await first(backend, REQUEST, stream)
             found.append(busy.value.full)
             await asyncio.sleep(apart_s)
         return found
@@ -72,7 +83,10 @@ def refusals(most: int, *said: Refusal, stream: bool = False, apart_s: float = 0
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_one_full_replica_speaks_for_all_only_where_there_can_be_no_other(stream: bool) -> None:
+def test_one_full_replica_speaks_for_all_only_where_there_can_be_no_other(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "HOLD_S", 10.0)
     assert refusals(1, full("a"), full("a"), stream=stream) == [True, True]
     assert refusals(3, full("a"), full("b"), full("a"), stream=stream) == [False] * 3
     assert refusals(2, full("a"), full("b"), full("a"), stream=stream) == [False, True, True]
@@ -142,7 +156,8 @@ class Absent:
     def options(self, **_: Any) -> "Absent":
         return self
 
-    def remote(self, request: ServeRequest) -> "Absent":
+    def remote(self, asked: Any) -> "Absent":
+        [request] = asked if isinstance(asked, list) else [asked]
         assert request.deadline is not None
         self.deadlines.append(request.deadline.at)
         return self
@@ -165,10 +180,7 @@ def test_while_no_replica_takes_a_request_it_waits_no_longer_than_to_its_deadlin
     absent = Absent(gone=2)
 
     async def use() -> None:
-        backend = ReplicaBackend(Exposition(), 1)
-        backend._handle, backend._served = absent, Served("m", "1", "accuracy", 0, ())  # type: ignore[assignment]
-        request = replace(REQUEST, deadline=Deadline(0.5))
-        await (anext(backend.stream(request)) if stream else backend.answer(request))  # type: ignore[call-overload]
+        await first(over(absent), replace(REQUEST, deadline=Deadline(0.5)), stream)
 
     began = time.monotonic()
     with pytest.raises(Busy, match="not started in time") as late:
@@ -183,30 +195,14 @@ def test_while_no_replica_takes_a_request_it_waits_no_longer_than_to_its_deadlin
 class Slow:
     """A handle whose replica takes a request at once, and begins to say something long after its deadline."""
 
-    def options(self, **_: Any) -> "Slow":
-        return self
-
-    def remote(self, _request: ServeRequest) -> "Slow":
-        return self
-
-    async def _fetch_future_result_async(self) -> None:
-        pass
-
-    async def __aiter__(self) -> Any:
-        await asyncio.sleep(0.3)
-        yield "yes"
-
-    def cancel(self) -> None:
-        pass
+    def options(self, method_name: str, **_: Any) -> Any:
+        return SimpleNamespace(remote=lambda _: Said("yes", whole=method_name == "answers", after_s=0.3))
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_a_replica_has_taken_may_take_longer_than_the_time_to_start(stream: bool) -> None:
     async def use() -> Any:
-        backend = ReplicaBackend(Exposition(), 1)
-        backend._handle = Slow()  # type: ignore[assignment]
-        request = replace(REQUEST, deadline=Deadline(0.05))
-        return await (anext(backend.stream(request)) if stream else backend.answer(request))  # type: ignore[call-overload]
+        return await first(over(Slow()), replace(REQUEST, deadline=Deadline(0.05)), stream)
 
     assert asyncio.run(use()) == "yes"
 

@@ -168,7 +168,7 @@ def test_a_model_whose_recorded_answers_were_all_cut_proves_itself(tmp_path: Pat
         assert replica.served().answer_tokens == min(4, most)
 
         async def answer(request: ServeRequest) -> Whole:
-            [told] = [item async for item in replica.answer(request)]
+            [[(_, told)]] = [outcomes async for outcomes in replica.answers([request])]
             assert isinstance(told, Whole), told
             assert told.done.finish_reason == "length"
             return told

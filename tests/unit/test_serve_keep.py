@@ -31,11 +31,12 @@ class Handle:
         self.served, self.answer = SimpleNamespace(remote=served), answer
 
     def options(self, method_name: str, stream: bool) -> "Handle":
-        assert (method_name, stream) == ("answer", True)
+        assert (method_name, stream) == ("answers", True)
         return self
 
-    async def remote(self, request: ServeRequest) -> Any:
-        yield await self.answer(request)
+    async def remote(self, requests: list[ServeRequest]) -> Any:
+        [request] = requests
+        yield [(0, await self.answer(request))]
 
 
 class ScriptedEndpoint:

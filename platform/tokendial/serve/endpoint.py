@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from tokendial import environment
 from tokendial.serve.backend import Lost, Served, Whole
+from tokendial.serve.calls import Calls
 from tokendial.serve.exposition import Exposition
 from tokendial.serve.ingress import Options, Trace, create_app
 from tokendial.serve.keys import KeyStore
@@ -32,6 +33,7 @@ LOAD_KEPT_S = 0.2
 LOAD_FORGOTTEN_S = 10.0
 # A replica that died, is being replaced, or never came: the answer may be begun again elsewhere.
 GONE = (RayActorError, ReplicaUnavailableError)
+CROWDED = (BackPressureError, DeploymentUnavailableError)
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class ReplicaBackend:
         self._most_replicas = most_replicas
         self._full_s: dict[str, float] = {}
         self._handle: DeploymentHandle[Any] | None = None
+        self._calls: Calls | None = None
         self._served: Served | None = None
         self._load: tuple[float, Mapping[str, Mapping[str, Any]]] = (0.0, {})
         self._asking: asyncio.Task[None] | None = None
@@ -61,24 +64,38 @@ class ReplicaBackend:
         self._examples = examples
         handle = serve.get_app_handle(application)
         served = await handle.served.remote()
-        self._handle, self._served, self._load = handle, served, (0.0, {})
+        self._handle, self._calls, self._served, self._load = handle, Calls(handle), served, (0.0, {})
 
     def served(self) -> Served:
         assert self._served is not None
         return self._served
 
     async def answer(self, request: ServeRequest) -> Whole:
-        [whole] = [item async for item in self._items("answer", request)]
-        return whole
+        attempt = 0
+        while True:
+            attempt += 1
+            calls = self._current()
+            asked = calls.ask(request)
+            try:
+                async with _by(request.deadline):
+                    await asked.taken.wait()
+                outcome = await asked.outcome
+            except GONE as error:
+                await self._again(attempt, error)
+            except CROWDED as error:
+                raise _no_room() from error
+            else:
+                if isinstance(outcome, Refusal):
+                    raise self._error(outcome)
+                return outcome
+            finally:
+                calls.leave(asked)
 
-    def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done]:
-        return self._items("stream", request)
-
-    async def _items(self, method: str, request: ServeRequest) -> AsyncGenerator[Any]:
-        """What a replica's method yields, begun again elsewhere where a replica is gone before the first item."""
+    async def stream(self, request: ServeRequest) -> AsyncGenerator[Chunk | Done]:
+        """Begun again elsewhere where a replica is gone before the first piece."""
         for attempt in itertools.count(1):
             begun = False
-            response = self._engine().options(method_name=method, stream=True).remote(request)
+            response = self._engine().options(method_name="stream", stream=True).remote(request)
             items = cast("DeploymentResponseGenerator[Any]", response)
             try:
                 async with _by(request.deadline):
@@ -94,8 +111,8 @@ class ReplicaBackend:
                 if begun:
                     raise Lost from error
                 await self._again(attempt, error)
-            except (BackPressureError, DeploymentUnavailableError) as error:
-                raise Busy("no engine has room", 1.0, full=True) from error
+            except CROWDED as error:
+                raise _no_room() from error
             finally:
                 items.cancel()
 
@@ -138,11 +155,19 @@ class ReplicaBackend:
         assert self._handle is not None
         return self._handle
 
+    def _current(self) -> Calls:
+        assert self._calls is not None
+        return self._calls
+
     async def _again(self, attempt: int, error: Exception) -> None:
         if attempt >= TRIES:
             raise ConnectionError("no engine replica stayed alive") from error
         self._series.retried(self.served().name)
         await asyncio.sleep(RETRY_S * attempt)
+
+
+def _no_room() -> Busy:
+    return Busy("no engine has room", 1.0, full=True)
 
 
 @asynccontextmanager

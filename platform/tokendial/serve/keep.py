@@ -207,8 +207,10 @@ def _proved(started: Running, examples: Sequence[ExampleAnswers], most_s: float)
     """What a started version is, once every golden answer was looked at; raises WorkFailed."""
 
     async def answer(request: ServeRequest) -> Whole:
-        call = started.handle.options(method_name="answer", stream=True)
-        [outcome] = [item async for item in cast("DeploymentResponseGenerator[Any]", call.remote(request))]
+        call = started.handle.options(method_name="answers", stream=True).remote([request])
+        [[(_, outcome)]] = [outcomes async for outcomes in cast("DeploymentResponseGenerator[Any]", call)]
+        if isinstance(outcome, Exception):
+            raise outcome
         if isinstance(outcome, Refusal):
             if outcome.kind == "busy":
                 raise outcome.error()

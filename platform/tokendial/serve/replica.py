@@ -5,7 +5,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -65,6 +65,7 @@ class EngineReplica:
         self._served = Served(
             source.name, source.version, card.metric, created, ladder(self._engine), registered, answer_tokens
         )
+        self._asked: dict[str, asyncio.Task[Whole | Refusal | Exception]] = {}
         self._room = float(settings.slots * self._served.counts[-1])
         self._compiling = asyncio.create_task(self._compile())
 
@@ -72,12 +73,28 @@ class EngineReplica:
         """The model, with this replica's own latencies."""
         return self._served
 
-    async def answer(self, request: ServeRequest) -> AsyncIterator[Whole | Refusal]:
-        """A whole answer, the only item: a call with one reply tells only with that reply that a replica took it."""
+    async def answers(
+        self, requests: Sequence[ServeRequest]
+    ) -> AsyncIterator[list[tuple[int, Whole | Refusal | Exception]]]:
+        """Whole answers as they end, each with the place of its request; those forgotten meanwhile are left out."""
+        tasks = {asyncio.create_task(self._answer(request)): number for number, request in enumerate(requests)}
+        self._asked |= {requests[number].id: task for task, number in tasks.items()}
         try:
-            yield await whole(self._engine, request)
-        except (BadRequest, Busy) as error:
-            yield self._refusal(error)
+            while tasks:
+                ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                outcomes = [(tasks.pop(task), task) for task in ended]
+                yield [(number, task.result()) for number, task in outcomes if not task.cancelled()]
+        finally:
+            for task in tasks:
+                task.cancel()
+            for request in requests:
+                self._asked.pop(request.id, None)
+
+    async def forget(self, ids: Sequence[str]) -> None:
+        """Nobody waits any more for these of the requests that came together."""
+        for each in ids:
+            if each in self._asked:
+                self._asked[each].cancel()
 
     async def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done | Refusal]:
         """An answer in pieces; a refusal is its only item."""
@@ -101,6 +118,15 @@ class EngineReplica:
         """Raise where the model's thread has ended, or the model fails at all or hangs: this replica is replaced."""
         if (fault := self._engine.fault()) is not None:
             raise RuntimeError(fault)
+
+    async def _answer(self, request: ServeRequest) -> Whole | Refusal | Exception:
+        try:
+            return await whole(self._engine, request)
+        except (BadRequest, Busy) as error:
+            return self._refusal(error)
+        # One answer that fails is no other's fault.
+        except Exception as error:
+            return error
 
     async def _compile(self) -> None:
         """Behind the first answers, which are eager; without it answers are as right, and slower."""
