@@ -10,6 +10,7 @@ from tokendial.bench.replay import (
     order,
     rankings,
     replay_asha,
+    replay_parzen,
     replay_random,
     replay_rows,
     spent_to_cover,
@@ -40,6 +41,15 @@ def test_random_search_spends_a_trial_a_schedule_in_an_order_of_its_own() -> Non
     best = max(row.autc for row in ROWS)
     assert spent_to_reach(steps, ROWS, best) == 1 + order(48, 0).index(max(range(48), key=lambda i: ROWS[i].autc))
     assert spent_to_reach(steps[:3], ROWS, 2.0) is None
+
+
+@pytest.mark.skipif(not KEPT.exists(), reason="no curves were collected on this checkout")
+def test_a_searcher_that_prunes_nothing_trains_the_whole_table_in_the_end() -> None:
+    table = Curves.read(KEPT)
+    rows = table.of("space")[:20]
+    for steps in (replay_random(rows, 0), list(replay_parzen(rows, 0, ("autc", "cost"), table.costs))):
+        assert sorted(steps[-1].finished) == list(range(20))
+        assert steps[-1].spent == 20
 
 
 def test_halving_finds_the_best_for_a_third_where_early_scores_rank_rightly() -> None:
