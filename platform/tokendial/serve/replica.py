@@ -46,7 +46,10 @@ class EngineReplica:
     """Ready once constructed: what cannot be fetched, loaded or calibrated raises here, before any traffic."""
 
     async def __init__(self, source: Source, settings: EngineSettings) -> None:
-        environment.apply()
+        import ray
+
+        # Ray hides no GPU from a replica that asked for none.
+        environment.apply(use_gpu=bool(ray.get_gpu_ids()))
         # Imports torch, which only replicas need.
         from tokendial.serve.engine import Engine
 
