@@ -213,7 +213,7 @@ class Loop:
         self._passed("read", jobs, broken)
         ended = time.monotonic()
         for job in jobs:
-            job.times.began, job.times.encoded, job.times.read = began, encoded, ended
+            job.times.began, job.times.encoded, job.times.read = began, encoded(), ended
         with self.lock:
             governor.corrected(forecast_s, ended - began, text)
         self._note_read(jobs)
