@@ -6,6 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Arguments that differ from one request to the next: kernels of their own for 1, and for multiples of 16, would be
+# compiled while a server's requests wait. How wide loads are goes by strides and channels.
+VARYING = ["batch_size", "num_rows"]
+
 
 def launch_options(num_warps: int, num_stages: int = 3, **constants: Any) -> dict[str, Any]:
     """Compile-time constants and options of a launch; whether a*b+c contracts is stated, as triton will change it."""

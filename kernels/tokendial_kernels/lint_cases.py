@@ -55,7 +55,7 @@ class Case:
 
     def is_aligned(self, name: str) -> bool:
         """True where a launch marks the argument as divisible by 16: torch's own buffers, and such integers."""
-        if name in self.constants:
+        if name in self.constants or name in self.kernel.do_not_specialize:
             return False
         value = self.values.get(name, 16)
         return isinstance(value, int) and value % 16 == 0

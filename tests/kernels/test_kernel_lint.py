@@ -11,6 +11,7 @@ RECORDED = Path(__file__).parents[2] / "benchmarks" / "kernels_lint.json"
 pytest.importorskip("triton", reason="the lint compiles with triton; this platform has none")
 
 from tokendial_kernels import lint  # noqa: E402
+from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 
 def assert_as_recorded(archs: tuple[int, ...]) -> None:
@@ -49,6 +50,15 @@ def test_without_alignment_marks_the_wide_loads_vanish():
     odd = replace(case, values={name: value + 1 for name, value in case.values.items()})
     assert lint.report_case(case, 90).wide_loads > 0
     assert lint.report_case(odd, 90).wide_loads == 0
+
+
+@pytest.mark.parametrize("case", lint.CASES, ids=lambda case: case.name)
+def test_a_kernel_serves_any_number_of_images(case: lint.Case):
+    backend = lint.triton.compiler.make_backend(lint.GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(case.kernel.signature, case.kernel.params, backend)
+    varying = {"batch_size", "num_rows"}
+    seen = [bind(*(many if name in varying else 16 for name in case.kernel.arg_names))[1] for many in (1, 3, 16)]
+    assert seen[0] == seen[1] == seen[2]
 
 
 def test_occupancy_is_bounded_by_registers_and_shared_memory():

@@ -15,7 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokendial_kernels.launch import launch_options, next_power_of_2, on_device_of, warps_for, with_dense_channels
+from tokendial_kernels.launch import (
+    VARYING,
+    launch_options,
+    next_power_of_2,
+    on_device_of,
+    warps_for,
+    with_dense_channels,
+)
 from tokendial_kernels.pool.windows import Table, axis_bands, stacked_table, transposed_bands
 
 
@@ -55,7 +62,7 @@ def window_sum(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def pool_kernel(
     output_ptr,
     features_ptr,
@@ -105,7 +112,7 @@ def pool_kernel(
     tl.store(output_ptr + row * num_channels + channel, output, mask=channel < num_channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def spread_kernel(
     output_ptr,
     grad_ptr,

@@ -14,14 +14,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokendial_kernels.launch import launch_options, next_power_of_2, on_device_of, warps_for, with_dense_channels
+from tokendial_kernels.launch import (
+    VARYING,
+    launch_options,
+    next_power_of_2,
+    on_device_of,
+    warps_for,
+    with_dense_channels,
+)
 from tokendial_kernels.pool.kernel import launch_spread, pool_tables, window_sum
 
 # Enough programs to fill the widest GPU a few times over; also bounds the partial sums of weight and bias gradients.
 MAX_GROUPS = 528
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def pool_norm_kernel(
     output_ptr,
     mean_ptr,
@@ -88,7 +95,7 @@ def pool_norm_kernel(
     tl.store(output_ptr + row * num_channels + channel, normed.to(output_ptr.dtype.element_ty), mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def pool_norm_backward_kernel(
     grad_pooled_ptr,
     grad_weight_ptr,

@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tokendial_kernels.launch import launch_options, on_device_of, with_dense_channels
+from tokendial_kernels.launch import VARYING, launch_options, on_device_of, with_dense_channels
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def gated_linear_kernel(
     hidden_ptr,
     gate_out_ptr,

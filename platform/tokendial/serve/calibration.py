@@ -39,11 +39,19 @@ def calibrate(
     prefill: dict[int, Line] = {}
     decode: dict[int, Line] = {}
     for count in counts:
+        # A GPU's kernels are built for classes of sizes at their first use, which is not to be while requests wait.
+        for rows in _groups(num_slots):
+            serving.project(features[1].repeat(rows, 1, 1), count)
         measured = {rows: _answer(serving, _images(serving, features[rows], prompt, count)) for rows in {1, batch}}
         prefill[count], decode[count] = (
             Line.through(measured[1][part], measured[batch][part], batch) for part in (0, 1)
         )
     return Costs(encode, prefill, decode, batch, _text(serving, text, min(most_text - _STEPS, _TEXT)))
+
+
+def _groups(most: int) -> list[int]:
+    """Sizes up to `most`, each at most twice the one before."""
+    return [*(2**power for power in range(1, most.bit_length()) if 2**power < most), most]
 
 
 def _text(serving: Serving, text: Sequence[int], many: int) -> Text:
