@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tokendial.contracts import Batch, Task
 from tokendial.experiments import workload
 from tokendial.resolve import resolve
@@ -154,6 +157,41 @@ def test_the_teacher_gets_no_gradient() -> None:
     bench.task.distil = spy  # type: ignore[method-assign]
     assert bench.loss(taught) > bench.loss(alone)
     assert seen == [False]
+
+
+class InPlace(torch.autograd.Function):
+    """As Liger-Kernel's: the gradient is computed forward, where the logits were."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_TV: Tensor, labels_T: Tensor, _: None, ignored: int, *__: Any) -> tuple[Tensor]:
+        with torch.enable_grad():
+            exact = logits_TV.detach().clone().requires_grad_()
+            losses_T = F.cross_entropy(exact, labels_T, ignore_index=ignored, reduction="none")
+            (gradient,) = torch.autograd.grad(losses_T.sum(), exact)
+        logits_TV.data.copy_(gradient)
+        ctx.save_for_backward(logits_TV.data)
+        return (losses_T.detach(),)
+
+    @staticmethod
+    def backward(ctx: Any, *grads_T: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.saved_tensors[0] * grads_T[0][:, None], *[None] * 6
+
+
+@pytest.mark.parametrize("rows", [SIZE, 1])
+@pytest.mark.parametrize("name", ["sandwich", "stratified, weighted and distilled"])
+def test_a_loss_that_overwrites_its_logits_leaves_those_that_teach_and_learn(
+    name: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(SCHEDULES[name])
+    plan = bench.plan()
+    plain = bench.loss(plan, rows)
+    wanted = bench.gradients(plain)
+    monkeypatch.setattr("tokendial_kernels.cross_entropy.runs_liger", lambda tensor: True)
+    monkeypatch.setitem(sys.modules, "liger_kernel.ops", SimpleNamespace(LigerCrossEntropyFunction=InPlace))
+    monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace())
+    found = bench.loss(plan, rows)
+    assert found.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert_same_gradients(bench.gradients(found), wanted)
 
 
 class CountsEncodings:

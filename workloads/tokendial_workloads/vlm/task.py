@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tokendial.contracts import Batch, RunConfig
+from tokendial_kernels.cross_entropy import cross_entropy
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -118,8 +119,13 @@ class ImageTextTask:
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy summed over answer tokens, in nats and in fp32; the batch may be expanded or not."""
         labels_BL = text_labels(batch)
-        return F.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), labels_BL[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+        # Teachers and pupils read the logits again: of several rows this flattens a copy, of one the logits themselves.
+        return cross_entropy(
+            logits[:, :-1].flatten(0, 1),
+            labels_BL[:, 1:].flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            keep_logits=len(logits) == 1,
         )
 
     def num_targets(self, batch: Batch) -> int:
