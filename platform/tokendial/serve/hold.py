@@ -1,6 +1,7 @@
 """One keeper for the endpoint of a cluster: a named actor that lives as long as the process that keeps it."""
 
 import time
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -26,7 +27,7 @@ class Hold:
     """The right to change the endpoint of a cluster, which one process at a time can have."""
 
     def __init__(self) -> None:
-        self._actor: ray.actor.ActorHandle | None = None
+        self._actor: Any = None
 
     def take(self, who: str) -> None:
         """Raises ConfigError, which names the other one, where another process has it."""
@@ -52,6 +53,7 @@ class Hold:
 
 def _other() -> str:
     try:
-        return ray.get(ray.get_actor(NAME, namespace=NAMESPACE).who.remote(), timeout=PATIENCE_S)
+        other: Any = ray.get_actor(NAME, namespace=NAMESPACE)
+        return ray.get(other.who.remote(), timeout=PATIENCE_S)
     except (RayError, ValueError, TimeoutError):
         return "another process"
