@@ -18,7 +18,7 @@ from tokendial import identity, runs
 from tokendial.contracts import RunConfig
 from tokendial.contracts.precision import on_device
 from tokendial.curve import CurvePoint, autc
-from tokendial.evaluate import evaluate
+from tokendial.evaluate import evaluate, placed
 from tokendial.experiments import ConfigError, workload
 from tokendial.failures import WorkFailed
 from tokendial.model_folder import CARD, DIGESTS, LADDER, check_digests, digests, read_card
@@ -109,12 +109,17 @@ def promote(
     better = is_champion or _is_better(uri, name, test, basis, champion, force or dry_run)
     progress({"stage": "measuring latency"})
     measured = latency(run.model, config, sorted(test.curve))
-    version, before = known if is_champion else None, champion.version if champion and not is_champion else None
+    version = known if is_champion else None
     if not dry_run and not is_champion:
         progress({"stage": "registering"})
-        version = known or _register(uri, name, _sealed(run, test, measured, digest), run, test, search, basis)
+        version = known or _register(uri, name, _sealed(run, config, test, measured, digest), run, test, search, basis)
+        champion, compared = standing(uri, name), champion
+        if champion != compared:
+            # Another was promoted while this one was scored, measured and uploaded.
+            better = _is_better(uri, name, test, basis, champion, force)
         reason = f"promoted {test.name}: AUTC {test.autc:.4f} on test" + ("" if better else ", forced")
         registry.move_alias(uri, name, version, identity.user_name(), reason)
+    before = champion.version if champion and not is_champion else None
     return Promotion(
         model=name, run=run.name, search=search, metric=test.metric, curve=test.curve, autc=test.autc,
         champion=champion, better=better, latency=measured, version=version, before=before, is_champion=is_champion,
@@ -165,6 +170,7 @@ def latency(folder: Path, config: RunConfig[Any], counts: list[int]) -> Latency:
     from tokendial.scores import examples_of
     from tokendial.train.step import move
 
+    config = placed(config, folder)
     data, task = workload(config.workload).load(config)
     cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
@@ -275,8 +281,8 @@ def _data_digest(run: Run) -> str:
     return found.get("test", "")
 
 
-def _sealed(run: Run, test: RunResult, measured: Latency, digest: str) -> Path:
-    """A copy of the exported folder with the ladder of its test curve and latency, and fresh digests."""
+def _sealed(run: Run, config: RunConfig[Any], test: RunResult, measured: Latency, digest: str) -> Path:
+    """A copy of the exported folder with cards and ladder of its test curve, its latency, and fresh digests."""
     folder = run.folder / "promoted"
     if folder.exists():
         shutil.rmtree(folder)
@@ -294,6 +300,9 @@ def _sealed(run: Run, test: RunResult, measured: Latency, digest: str) -> Path:
     write_atomically(folder / LADDER, json.dumps(document, indent=2))
     card = read_card(folder).model_copy(update={"split": "test", "autc": test.autc})
     write_atomically(folder / CARD, card.model_dump_json(indent=2))
+    _, task = workload(config.workload).load(placed(config, folder))
+    quality = {count: point.quality for count, point in test.curve.items()}
+    task.describe(str(folder), config, quality, costs, card.data_digests, card.commit)
     write_atomically(folder / DIGESTS, "".join(f"{line}  {name}\n" for name, line in digests(folder).items()))
     return folder
 

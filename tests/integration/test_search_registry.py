@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokendial import promote
+from served_model import export_model
+from tokendial import promote, runs
 from tokendial.experiments import ConfigError
+from tokendial.identity import Identity
 from tokendial.model_folder import DIGESTS, digests
-from tokendial.results import RunResult
+from tokendial.results import RunResult, write_result
 from tokendial.tracking import registry
 from tokendial.tracking.server import connect
 from tracking_samples import CURVE, config, fresh_store, result
@@ -157,6 +159,53 @@ def test_a_rollback_never_goes_to_a_version_that_no_alias_ever_was_on(uri: str, 
     assert registry.rollback(uri, "digits", "eve", "").version == 1
     with pytest.raises(ConfigError, match="no version that was champion before"):
         registry.rollback(uri, "digits", "eve", "")
+
+
+@pytest.mark.parametrize(("theirs", "force"), [(0.99, False), (0.99, True), (0.2, False)])
+def test_a_model_that_was_promoted_meanwhile_is_compared_with_too(
+    theirs: float, force: bool, uri: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scoring, measuring and uploading take minutes."""
+    whole = config()
+    run = runs.create("mine", whole, Identity(user="ada"))
+    run.update(status="FINISHED", tracking_uri=uri)
+    test = result(run.folder, None)
+    write_result(run.result, test)
+    export_model(run.model)
+
+    def promoted(folder: str, quality: float) -> None:
+        tags = {**promote._basis(whole, test, ""), "curve": json.dumps({"4": quality, "16": quality})}
+        version = registry.register(uri, "digits", sealed(tmp_path / folder, folder.encode()), None, tags)
+        registry.move_alias(uri, "digits", version.version, by="eve", reason="")
+
+    def measured(*_: object) -> promote.Latency:
+        promoted("theirs", theirs)
+        return promote.Latency({4: 1.0, 16: 2.0}, 1, "this one")
+
+    promoted("before", 0.1)
+    monkeypatch.setattr(promote, "latency", measured)
+    if theirs > 0.9 and not force:
+        with pytest.raises(ConfigError, match=r"AUTC 0\.6300 on test and the champion digits/2 0\.9900"):
+            promote.promote("mine")
+        assert registry.resolve(uri, "digits").version == 2
+        return
+    found = promote.promote("mine", force=force)
+    assert (found.before, found.version, found.better) == (2, 3, not force)
+    assert registry.resolve(uri, "digits").version == 3
+    card = (registry.fetch(uri, registry.resolve(uri, "digits"), tmp_path / "fetched") / "README.md").read_text()
+    # The curve on test, as the ladder and the version have it.
+    assert "| 4 | 0.300 |" in card
+
+
+def test_every_model_of_a_large_registry_is_known(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = connect(uri)
+    for number in range(5):
+        client.create_registered_model(f"model-{number}")
+    registry.register(uri, "model-4", sealed(tmp_path / "model", b"one"), None, {})
+    registry.move_alias(uri, "model-4", 1, by="ada", reason="")
+    monkeypatch.setattr(registry, "_PAGE", 2)
+    assert registry.names(uri) == [f"model-{number}" for number in range(5)]
+    assert registry.champions(uri) == ["model-4"]
 
 
 def test_a_model_scored_on_another_number_of_examples_does_not_take_the_champions_place(

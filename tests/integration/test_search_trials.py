@@ -17,12 +17,15 @@ from tokendial.model_folder import check_digests
 from tokendial.resolve import resolve
 from tokendial.search import speed
 from tokendial.tracking import registry
+from tokendial.tracking.golden import golden_examples
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
 BASE = ("digits.tiny", *QUICK)
 GRID = (*BASE, "schedule=tokenflex,uniform", "seed=0,1")
-PAIR = (*BASE, "schedule=tokenflex,uniform", "seed=1")
+# With an example, which an endpoint asks before it serves what is promoted.
+SHOWN = (*(line for line in BASE if "table_examples" not in line), "evaluation.table_examples=1")
+PAIR = (*SHOWN, "schedule=tokenflex,uniform", "seed=1")
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +51,7 @@ def test_a_grid_is_trained_compared_reported_and_promoted(home: Path, ray_cluste
     assert again.document == json.loads(result.model_dump_json())
     assert say("report", "it", "--json", home=home).document == again.document
     assert len(events(home, "it")) == 5
-    changed = say("search", *BASE, "schedule=tokenflex,m3", "seed=1", "--name", "it", home=home)
+    changed = say("search", *SHOWN, "schedule=tokenflex,m3", "seed=1", "--name", "it", home=home)
     assert (changed.code, "search 'it' is another one (space:" in changed.err) == (2, True)
 
     _check_tracking(home)
@@ -89,6 +92,7 @@ def _check_promotion(home: Path) -> None:
     assert len(registry.history(uri, "digits")) == 1
     version = registry.resolve(uri, "digits")
     assert version.tags["run"] == "it.000"
+    assert [set(example.answers) for example in golden_examples(uri, "digits/1")] == [{4}]
     folder = registry.fetch(uri, version, home / "fetched")
     check_digests(folder)
     ladder = json.loads((folder / "ladder.json").read_text())

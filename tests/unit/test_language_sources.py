@@ -14,6 +14,7 @@ from tokendial.contracts import ModelConfig, RunConfig
 from tokendial.evaluate import evaluate
 from tokendial.experiments import ConfigError, workload
 from tokendial.model_folder import ModelCard
+from tokendial.promote import latency
 from tokendial.resolve import resolve
 from tokendial_workloads.captions.tokenizer import captions_tokenizer, tokenizer_of
 from tokendial_workloads.captions.vocabulary import VOCABULARY
@@ -94,6 +95,14 @@ def test_a_language_model_and_a_tower_from_folders_train_and_travel(
     own, again = tokenizer_of(config.model), AutoTokenizer.from_pretrained(folder)
     assert again.get_vocab() == own.get_vocab()
     assert (again.eos_token_id, again.pad_token_id) == (own.eos_token_id, own.pad_token_id)
+
+
+def test_a_promoted_models_latency_is_measured_without_what_it_was_made_from(pictures: Path, tmp_path: Path) -> None:
+    config = from_folders(tmp_path, pictures, language_folders.llama)
+    _, task = workload(config.workload).load(config)
+    task.export(task.build_model(config), config, str(tmp_path / "model"))
+    shutil.rmtree(tmp_path / "lm")
+    assert set(latency(tmp_path / "model", config, [4]).ms) == {4}
 
 
 @pytest.mark.parametrize("language", LANGUAGES, ids=lambda make: make.__name__)

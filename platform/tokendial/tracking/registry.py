@@ -33,6 +33,7 @@ from tokendial.train.checkpoint import sha256
 
 CHAMPION = "champion"
 _MOVE = "tokendial.alias."
+_PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -217,14 +218,13 @@ def versions(uri: str, name: str) -> list[ModelVersion]:
 def names(uri: str) -> list[str]:
     """Every registered model."""
     with _reached(uri) as client:
-        return [model.name for model in client.search_registered_models(max_results=1000)]
+        return [model.name for model in _models(client)]
 
 
 def champions(uri: str) -> list[str]:
     """Every registered model that has a champion."""
     with _reached(uri) as client:
-        found = client.search_registered_models(max_results=1000)
-        return [model.name for model in found if CHAMPION in model.aliases]
+        return [model.name for model in _models(client) if CHAMPION in model.aliases]
 
 
 def champion(uri: str, name: str) -> ModelVersion | None:
@@ -248,6 +248,14 @@ def _reached(uri: str) -> Iterator[MlflowClient]:
         yield connect(uri)
     except AWAY as error:
         raise WorkFailed(f"model registry {redact(uri)} is not usable ({reason(error, uri)})") from error
+
+
+def _models(client: MlflowClient) -> Iterator[RegisteredModel]:
+    page = client.search_registered_models(max_results=_PAGE)
+    yield from page
+    while page.token:
+        page = client.search_registered_models(max_results=_PAGE, page_token=page.token)
+        yield from page
 
 
 def _model(client: MlflowClient, uri: str, name: str) -> RegisteredModel:
