@@ -7,12 +7,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from tokendial import runs
+from tokendial.curve import CurvePoint
 from tokendial.identity import Identity
 from tokendial.resolve import from_document
+from tokendial.results import RunResult
 from tokendial.search.desk import Desk
 from tokendial.search.drive import plan_search
 from tokendial.search.trials import Outcome
 from tokendial.tracking import unsettled
+from tokendial.tracking.finish import finish
 from tokendial.tracking.logs import fetch_logs
 from tokendial.tracking.opening import open_run
 from tokendial.tracking.searches import SearchRecord
@@ -54,6 +57,64 @@ def test_what_a_server_missed_of_a_search_it_is_told_later(home: Path, tmp_path:
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.info.status, child.data.tags["search.cause"]) == ("FAILED", "on fire")
     assert fetch_logs(uri, "it") == {"driver": "trials 1/2\n"}
+
+
+def test_trials_that_ended_while_the_server_was_away_are_told_whole(home: Path, tmp_path: Path) -> None:
+    """The first was never opened there; of both the parent knows the worth."""
+    plan = plan_search("digits.tiny", ("seed=0,1",), budget="2e9", per_trial=True, name="it")
+    folder, away = home / "it", f"http://127.0.0.1:{free_port()}"
+    folder.mkdir(parents=True)
+    desk, record = Desk(plan, folder), SearchRecord(away, folder, plan)
+    record.open()
+    uri = fresh_store(tmp_path / "store")
+    for worth in (0.4, 0.2):
+        order = desk.ask()
+        assert order is not None
+        config = from_document(order.config)
+        run = runs.create(order.run, config, Identity(user="ada"))
+        open_run(config, Identity(user="ada"), away, run.folder)
+        run.update(status="FINISHED", tracking_uri=uri)
+        curve = {4: CurvePoint(worth, (worth, worth), 3)}
+        finish(away, run.folder, RunResult(run_id=None, name=run.name, status="FINISHED", curve=curve, autc=worth))
+        desk.tell(order.number, Outcome("FINISHED", values={"autc": worth}))
+        record.told(order.number, Outcome("FINISHED", values={"autc": worth}))
+    record.close("FINISHED", None)
+
+    for _ in range(2):
+        # Also where it was told twice, as after a kill.
+        SearchRecord(uri, folder, plan).close("FINISHED", None)
+    assert not unsettled(folder / "tracking")
+    found, client = runs_by_name(uri), MlflowClient(uri)
+    for name, worth in (("it.000", 0.4), ("it.001", 0.2)):
+        child = found[name]
+        assert child.data.tags["mlflow.parentRunId"] == found["it"].info.run_id
+        assert (child.info.status, child.data.metrics["autc"]) == ("FINISHED", worth)
+        assert runs.find(name).record.run_id == child.info.run_id
+    parent = found["it"].info.run_id
+    rows = {
+        metric: [(row.step, row.value) for row in client.get_metric_history(parent, f"search/{metric}")]
+        for metric in ("autc", "best")
+    }
+    assert rows == {"autc": [(0, 0.4), (1, 0.2)], "best": [(0, 0.4), (1, 0.4)]}
+
+
+def test_a_search_is_not_settled_while_a_trial_of_it_is_not(home: Path, tmp_path: Path) -> None:
+    plan = plan_search("digits.tiny", ("seed=0,1",), budget="2e9", per_trial=True, name="it")
+    folder, away = home / "it", f"http://127.0.0.1:{free_port()}"
+    folder.mkdir(parents=True)
+    desk = Desk(plan, folder)
+    order = desk.ask()
+    assert order is not None
+    config = from_document(order.config)
+    run = runs.create(order.run, config, Identity(user="ada"))
+    open_run(config, Identity(user="ada"), away, run.folder)
+    run.update(status="FAILED", tracking_uri=away)
+    finish(away, run.folder, RunResult(run_id=None, name=run.name, status="FAILED", error="on fire"))
+    desk.tell(order.number, Outcome("FAILED", cause="on fire"))
+    record = SearchRecord(fresh_store(tmp_path / "store"), folder, plan)
+    record.open()
+    record.close("FAILED", "on fire")
+    assert unsettled(folder / "tracking")
 
 
 def test_no_secret_of_an_address_is_recorded(home: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
 from tokendial import metrics
-from tokendial.runs import write_atomically
+from tokendial.runs import Run, write_atomically
 from tokendial.search.plan import SearchPlan
-from tokendial.search.trials import Book, Outcome
+from tokendial.search.trials import Book, Outcome, Trial
+from tokendial.tracking.journal import linked_id
 from tokendial.tracking.logs import log_logs
 from tokendial.tracking.opening import FOLDER, ensure_open, flatten, read_document
 from tokendial.tracking.server import AWAY, connect, logger, patient, probe, reason
 from tokendial.tracking.uri import redact
+from tokendial.train.driver import settle
 
+_BATCH = 1000
 _STATUS = {"FINISHED": "FINISHED", "PRUNED": "KILLED", "FAILED": "FAILED"}
 
 
@@ -80,23 +84,36 @@ class SearchRecord:
 
     def _told(self, client: MlflowClient, number: int, outcome: Outcome) -> None:
         if self._run_id is None:
-            return
-        self._link(client, number, outcome)
-        values = {metrics.search_objective(name): value for name, value in outcome.values.items()}
-        if outcome.status == "FINISHED":
-            # From the ledger, so that a search that goes on does not begin at nothing.
-            values[metrics.SEARCH_BEST] = Book(self._folder / "trials.jsonl").best(self._plan.objectives[0])
-        rows = [Metric(name, value, 0, number) for name, value in values.items()]
-        client.log_batch(self._run_id, metrics=rows)
+            self._open(client)
+        book = Book(self._folder / "trials.jsonl")
+        self._link(client, book.trials[number], outcome)
+        # What a trial costs depends on the best of all, which may be still to come.
+        self._log(client, [row for row in self._rows(book, {}) if row.step == number])
 
-    def _link(self, client: MlflowClient, number: int, outcome: Outcome) -> None:
-        run_id = outcome.run_id or self._found_later(number)
+    def _rows(self, book: Book, worths: Mapping[int, Mapping[str, float]]) -> list[Metric]:
+        """What each trial is worth at step = trial, and the best so far: of the ledger, so the same rows each time."""
+        rows, best = [], -math.inf
+        for trial, outcome in book.ended:
+            values = worths.get(trial.number, outcome.values)
+            named = {metrics.search_objective(name): value for name, value in values.items()}
+            if outcome.status == "FINISHED":
+                best = max(best, values[self._plan.objectives[0]])
+                named[metrics.SEARCH_BEST] = best
+            rows += [Metric(name, value, 0, trial.number) for name, value in named.items()]
+        return rows
+
+    def _log(self, client: MlflowClient, rows: Sequence[Metric]) -> None:
+        for start in range(0, len(rows), _BATCH):
+            client.log_batch(str(self._run_id), metrics=rows[start : start + _BATCH])
+
+    def _link(self, client: MlflowClient, trial: Trial, outcome: Outcome) -> None:
+        run_id = linked_id(self._uri, self._folder.parent / trial.run / FOLDER)
         if run_id is None:
             return
         tags = {
             "mlflow.parentRunId": str(self._run_id),
             "search": self._plan.name,
-            "search.trial": str(number),
+            "search.trial": str(trial.number),
             "search.status": outcome.status,
             **({"search.cause": outcome.cause} if outcome.cause else {}),
         }
@@ -104,26 +121,27 @@ class SearchRecord:
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_terminated(run_id, _STATUS[outcome.status])
 
-    def _found_later(self, number: int) -> str | None:
-        """The run of a trial whose server was away when it began, once the trial's own records have reached it."""
-        run = Book(self._folder / "trials.jsonl").trials[number].run
-        return read_document(self._folder.parent / run / FOLDER / "link.json").get("run_id")
-
     def _close(self, client: MlflowClient, status: str, failure: str | None) -> None:
-        self._run_id = ensure_open(client, self._uri, self._folder / FOLDER)
-        for trial, outcome in Book(self._folder / "trials.jsonl").ended:
-            self._link(client, trial.number, outcome)
+        self._run_id = run_id = ensure_open(client, self._uri, self._folder / FOLDER)
+        book, home = Book(self._folder / "trials.jsonl"), self._folder.parent
+        folders = [*(home / trial.run for trial, _ in book.ended), *home.glob(f"{self._plan.name}.tower-*")]
+        # No other command would ever tell of them.
+        settled = [settle(Run(folder)) for folder in folders if (folder / "run.json").exists()]
+        for trial, outcome in book.ended:
+            self._link(client, trial, outcome)
+        self._log(client, self._rows(book, book.worths(self._plan.objectives)))
         with patient():
             for name in ("result.json", "report.html", "trials.jsonl"):
                 if (self._folder / name).exists():
-                    client.log_artifact(self._run_id, str(self._folder / name))
-            log_logs(client, self._run_id, self._folder / "logs")
+                    client.log_artifact(run_id, str(self._folder / name))
+            log_logs(client, run_id, self._folder / "logs")
             for path in sorted((self._folder / "figures").glob("*.png")):
-                client.log_artifact(self._run_id, str(path), "figures")
+                client.log_artifact(run_id, str(path), "figures")
         if failure:
-            client.set_tag(self._run_id, "error", failure[:1000])
-        client.set_terminated(self._run_id, status)
-        (self._folder / FOLDER / "finish.json").unlink()
+            client.set_tag(run_id, "error", failure[:1000])
+        client.set_terminated(run_id, status)
+        if all(settled):
+            (self._folder / FOLDER / "finish.json").unlink()
 
     def _reach(self, act: Callable[[MlflowClient], None]) -> None:
         try:
