@@ -1,10 +1,16 @@
 """Checkpoint folders: the manifest is the commit, and nothing broken is ever taken for whole."""
 
 import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch.distributed as dist
 from tokendial.train.checkpoint import MANIFEST, Checkpoint, Manifest, Writer, folder_of, newest, seal, verified
+from tokendial.train.worker import patient
 
 
 def manifest(step: int, kind: str = "exact") -> Manifest:
@@ -97,3 +103,23 @@ def test_what_a_commit_raises_reaches_the_trainer(tmp_path: Path) -> None:
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert newest(tmp_path) is None
+
+
+@pytest.mark.parametrize("patiently", [True, False])
+def test_workers_wait_for_what_one_writes_alone_and_for_nothing_else(patiently: bool) -> None:
+    store = dist.HashStore()
+
+    def wait(rank: int) -> None:
+        group: Any = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=0.3))
+        with patient(group):
+            group.barrier().wait()
+            if patiently:
+                time.sleep(0.9 * (rank == 0))
+                group.barrier().wait()
+        if not patiently:
+            time.sleep(0.9 * (rank == 0))
+            group.barrier().wait()
+
+    with ThreadPoolExecutor(2) as both:
+        waits = [both.submit(wait, rank) for rank in range(2)]
+    assert [isinstance(each.exception(), RuntimeError) for each in waits] == [not patiently] * 2

@@ -6,7 +6,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -198,9 +199,11 @@ def _manifest(job: Job, state: State, kind: str, stage: int) -> ck.Manifest:
 
 def _save_exact(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State, stage: int, shelf: Shelf) -> None:
     folder = _cleared(ck.folder_of(shelf.root, state.step, "exact"), shelf, seat)
-    ds.save(engine, folder, {"step": state.step})
-    _enter(job, state.ledger, shelf)
+    # DeepSpeed has the others wait in the default group for what rank 0 alone writes.
+    with patient(dist.group.WORLD._get_backend(seat.device) if seat.world > 1 else None):
+        ds.save(engine, folder, {"step": state.step})
     _barrier(seat)
+    _enter(job, state.ledger, shelf)
     if shelf.writer is not None:
         seat.flush()
         shelf.writer.commit(folder, _manifest(job, state, "exact", stage))
@@ -260,6 +263,7 @@ def _validate(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State) -> No
         (seat.rank, seat.world),
     )  # fmt: skip
     model.train()
+    _barrier(seat)
     sums = all_sum([x for k in graded for x in (sum(g.quality for g in graded[k]), len(graded[k]))], job)
     if seat.rank == 0:
         quality = {k: sums[2 * i] / sums[2 * i + 1] for i, k in enumerate(graded)}
@@ -327,6 +331,20 @@ def _settle(shelf: Shelf, seat: Seat) -> None:
     if shelf.writer is not None:
         shelf.writer.wait()
     _barrier(seat)
+
+
+@contextmanager
+def patient(backend: Any) -> Iterator[None]:
+    """Have a group of processes (its backend; None: there is no other) wait as long as for what one does alone."""
+    if backend is None:
+        yield
+        return
+    usual = backend.options._timeout
+    backend._set_default_timeout(PATIENCE)
+    try:
+        yield
+    finally:
+        backend._set_default_timeout(usual)
 
 
 def _barrier(seat: Seat) -> None:
