@@ -15,6 +15,7 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
+from tokendial import environment
 from tokendial.tracking.journal import read_metrics
 from tokendial.tracking.writer import MetricWriter
 
@@ -62,5 +63,5 @@ def _probes() -> list[Any]:
     try:
         probes.append(GPUMonitor())
     except (ImportError, RuntimeError) as error:
-        logger.debug("no GPU metrics: %s", error)
+        logger.log(logging.WARNING if environment.has_gpu() else logging.DEBUG, "no GPU metrics: %s", error)
     return probes
