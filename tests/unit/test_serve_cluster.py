@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,11 +31,21 @@ class Serve:
     def __init__(self, **found: ApplicationStatus) -> None:
         self.found = {name.replace("_", "-"): status for name, status in found.items()}
 
+    RunTarget, deployment, ingress = real.RunTarget, staticmethod(real.deployment), staticmethod(real.ingress)
+    # What comes of an application that is run, and what is said of it.
+    becomes, message = RUNNING, ""
+
     def start(self, **_: Any) -> None:
         pass
 
+    def run_many(self, targets: list[real.RunTarget], **_: Any) -> list[Any]:
+        self.found |= {target.name: self.becomes for target in targets}
+        return [SimpleNamespace(is_initialized=True)]
+
     def status(self) -> Any:
-        return SimpleNamespace(applications={name: SimpleNamespace(status=s) for name, s in self.found.items()})
+        said = {"engine": SimpleNamespace(message=self.message)}
+        told = {name: SimpleNamespace(status=s, message="", deployments=said) for name, s in self.found.items()}
+        return SimpleNamespace(applications=told)
 
     def delete(self, name: str, _blocking: bool = True) -> None:
         if _blocking:
@@ -57,8 +66,12 @@ def endpoint_on(
     keys: str | None = None,
 ) -> Endpoint:
     """An endpoint on a cluster where Serve runs with the options `there`; None: it does not run yet."""
-    client = None if there is None else SimpleNamespace(http_config=there)
-    monkeypatch.setattr(application, "_get_global_client", lambda raise_if_no_controller_running: client)
+    client = SimpleNamespace(http_config=there, wait_for_proxies_serving=lambda: None)
+
+    def found(raise_if_no_controller_running: bool = True) -> Any:
+        return client if there or raise_if_no_controller_running else None
+
+    monkeypatch.setattr(application, "_get_global_client", found)
     monkeypatch.setattr(application, "serve", serve)
     monkeypatch.setattr(application, "beside_cpus", lambda: 0.0)
     monkeypatch.setattr(application, "Hold", lambda: SimpleNamespace(take=lambda who: None, release=lambda: None))
@@ -132,11 +145,11 @@ def test_keys_open_an_endpoint_where_serve_listens_off_loopback(monkeypatch: pyt
 
 
 def test_a_route_that_another_application_has_is_told_and_refuses_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*_: Any, **__: Any) -> None:
+    def run(*_: Any, **__: Any) -> list[Any]:
         raise RayServeException("Prefix / is being used by application 'theirs'.")
 
     serve = Serve()
-    serve.run, serve.deployment, serve.ingress = run, real.deployment, real.ingress  # type: ignore[attr-defined]
+    monkeypatch.setattr(serve, "run_many", run)
     with pytest.raises(ClusterAway, match="used by application 'theirs'"):
         endpoint_on(serve, monkeypatch).switch(Running(Source("m", "5"), "tokendial-engine-1-5", None))  # type: ignore[arg-type]
 
@@ -167,50 +180,56 @@ def test_versions_go_on_counting_from_those_that_are_there_and_what_is_left_is_d
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"),
-    [
-        (ActorUnavailableError("the controller restarts", None), ClusterAway),
-        (TimeoutError("Proxies not available after 60s."), ClusterAway),
-        (RuntimeError("Deploying application failed: ValueError: no such file"), WorkFailed),
-    ],
-    ids=["controller away", "no proxies", "version fails"],
+    "raised",
+    [ActorUnavailableError("the controller restarts", None), TimeoutError("Proxies not available after 60s.")],
+    ids=["controller away", "no proxies"],
 )
 def test_a_start_that_ray_fails_at_is_told_from_a_version_that_does(
-    raised: Exception, told: type[Exception], monkeypatch: pytest.MonkeyPatch
+    raised: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(*_: Any, **__: Any) -> None:
+    def run(*_: Any, **__: Any) -> list[Any]:
         raise raised
 
     serve = Serve()
-    serve.run = run  # type: ignore[attr-defined]
-    with pytest.raises(WorkFailed) as failed:
+    monkeypatch.setattr(serve, "run_many", run)
+    with pytest.raises(ClusterAway):
         endpoint_on(serve, monkeypatch)._run(None, "tokendial-engine-1-4")
-    assert type(failed.value) is told
 
 
-@pytest.mark.parametrize(
-    ("message", "told"),
-    [
-        ("has 1 replicas that have taken more than 30s to be scheduled. This may be due to waiting for the cluster to "
-         'auto-scale. Resources required for each replica: {"CPU": 1.0, "GPU": 1.0}, total resources available: {}.',
-         r'for 0.1 s the cluster had no room .* needs {"CPU": 1.0, "GPU": 1.0}'),
-        ("has 1 replicas that have taken more than 30s to initialize.", "was not ready within 0.1 s"),
-    ],
-    ids=["no room", "hangs"],
-)  # fmt: skip
-def test_a_version_that_the_cluster_has_no_room_for_is_told_from_one_that_hangs(
-    message: str, told: str, monkeypatch: pytest.MonkeyPatch
+DEPLOYING, FAILED = ApplicationStatus.DEPLOYING, ApplicationStatus.DEPLOY_FAILED
+UNSCHEDULED = (
+    "Deployment 'engine' has 1 replicas that have taken more than 30s to be scheduled. This may be due to waiting for "
+    'the cluster to auto-scale. Resources required for each replica: {"CPU": 1.0, "GPU": 1.0}, total resources: {}.'
+)
+FAILURES = {
+    "fails": (FAILED, "ValueError: no such file", WorkFailed, "the version did not start: ValueError: no such file"),
+    "hangs": (DEPLOYING, "has 1 replicas that have taken more than 30s to initialize", WorkFailed, "within 0.1 s"),
+    "no room": (DEPLOYING, UNSCHEDULED, ClusterAway, r'for 0.1 s the cluster had no room .* {"CPU": 1.0, "GPU": 1.0}'),
+}
+
+
+@pytest.mark.parametrize(("becomes", "message", "kind", "told"), FAILURES.values(), ids=FAILURES)
+def test_a_version_that_does_not_start_is_ended_and_its_reason_told(
+    becomes: ApplicationStatus, message: str, kind: type[Exception], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serve, ended = Serve(), threading.Event()
-    serve.run = lambda *_, **__: ended.wait()  # type: ignore[attr-defined]
-    shown = SimpleNamespace(
-        message="", deployments={"engine": SimpleNamespace(message=f"Deployment 'engine' {message}")}
-    )
-    serve.status = lambda: SimpleNamespace(applications={"tokendial-engine-1-4": shown})  # type: ignore[method-assign]
+    serve = Serve()
+    serve.becomes, serve.message = becomes, message
+    monkeypatch.setattr(application.ray, "cluster_resources", dict)
     with pytest.raises(WorkFailed, match=told) as failed:
-        endpoint_on(serve, monkeypatch, "start_timeout_s=0.1")._run(None, "tokendial-engine-1-4")
-    ended.set()
-    assert isinstance(failed.value, ClusterAway) is ("to be scheduled" in message)
+        endpoint_on(serve, monkeypatch, "start_timeout_s=0.1").start(Source("m", "4"))
+    assert type(failed.value) is kind
+    assert serve.found == {"tokendial-engine-1-4": DELETING}
+
+
+def test_an_endpoint_that_does_not_take_a_version_is_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve = Serve(tokendial=RUNNING)
+    serve.becomes = DEPLOYING
+    version = Running(Source("m", "5"), "tokendial-engine-1-5", None)  # type: ignore[arg-type]
+    with pytest.raises(WorkFailed, match=r"the endpoint did not take it: it was not ready within 0\.1 s"):
+        endpoint_on(serve, monkeypatch, "start_timeout_s=0.1").switch(version)
+    assert serve.found == {ENDPOINT: DEPLOYING}
 
 
 def test_a_second_version_on_the_only_gpu_is_told_what_it_lacks_and_starts_once_it_has_it(

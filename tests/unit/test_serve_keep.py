@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +19,11 @@ from tokendial.results import ExampleAnswers
 from tokendial.serve import keep
 from tokendial.serve.backend import Served, Whole
 from tokendial.serve.keep import CHANGES, Keeper
+from tokendial.serve.options import serve_settings
 from tokendial.serve.replica import Refusal
 from tokendial.serve.request import Done, ServeRequest
 from tokendial.serve.source import Followed, Source
+from tokendial.serve.start import OpenEndpoint
 from tokendial.tracking import registry
 
 EXAMPLES = [ExampleAnswers(b"", "q", "t", {4: "yes"}, {4: 1.0})]
@@ -76,6 +82,9 @@ class ScriptedEndpoint:
 
     def count(self, outcome: str) -> None:
         self.told.append(outcome)
+
+    def close(self) -> None:
+        self.told.append("closed")
 
 
 async def right() -> str:
@@ -181,6 +190,27 @@ def following(home: Path, monkeypatch: pytest.MonkeyPatch) -> Following:
     keeper.change(Source("m", "1"), "alice", "first")
     endpoint.told.clear()
     return keeper, endpoint, said
+
+
+@pytest.mark.parametrize("where", ["start", "proof"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_endpoint_that_is_told_to_end_in_the_midst_of_a_change_ends_at_once(
+    following: Following, where: str, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, endpoint, _ = following
+    endpoint.settings.start_timeout_s = 60
+    endpoint.says["2"] = silent
+    if where == "start":
+        monkeypatch.setattr(endpoint, "start", lambda *_: time.sleep(60))
+    served = Served("m", "1", "accuracy", 1, RUNGS)
+    opened = OpenEndpoint(keeper, served, "http://", serve_settings(["follow_s=0.01"]), keys=False)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    began = time.monotonic()
+    threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+    opened.wait()
+    assert time.monotonic() - began < 5
+    assert endpoint.told == ["closed"]
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 def test_what_ray_raises_in_a_change_is_told_and_the_next_look_tries_again(following: Following) -> None:

@@ -14,10 +14,9 @@ import logging
 import os
 import re
 import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,6 +46,7 @@ log = logging.getLogger("tokendial.serve")
 ENDPOINT = "tokendial"
 ENGINE = f"{ENDPOINT}-engine-"
 TELL_TIMEOUT_S = 5.0
+POLL_S = 0.2
 # The controller is restarted, or its node is lost, or so slow that a call times out.
 AWAY = (RayActorError, RaySystemError, RayServeException, TimeoutError)
 QUIET = LoggingConfig(log_level="ERROR", enable_access_log=False)
@@ -158,7 +158,14 @@ class Endpoint:
         )(EngineReplica)
         threads = settings.engine.threads or max(1, round(replicas.cpus))
         engine = settings.engine.model_copy(update={"threads": threads})
-        handle = self._run(deployment.bind(source, engine), application)
+        try:
+            handle = self._run(deployment.bind(source, engine), application)
+        except WorkFailed as error:
+            with suppress(*AWAY):
+                serve.delete(application, _blocking=False)
+            if isinstance(error, ClusterAway):
+                raise
+            raise WorkFailed(f"the version did not start: {error}") from error
         return Running(source, application, handle, examples)
 
     def switch(self, to: Running) -> None:
@@ -195,16 +202,13 @@ class Endpoint:
             traces = Traces(self._tracking_uri, f"serve.{to.source.name}", settings.trace_share)
         # Serve restarts processes of another code version, which is a random one unless it is said.
         endpoint._version = _code_version(options, self._keys, traces, settings.replicas.most)
+        bound = endpoint.bind(options, self._keys, traces, settings.replicas.most)
         try:
-            bound = endpoint.bind(options, self._keys, traces, settings.replicas.most)
-            self._front = serve.run(bound, name=ENDPOINT, route_prefix="/", logging_config=QUIET)
-        # Such as that another application has the route `/`, which is no fault of this version.
-        except RayServeException as error:
-            raise ClusterAway(f"the endpoint could not be told of it: {error}") from error
-        except RuntimeError as error:
-            raise WorkFailed(f"the endpoint did not take it: {_reason(ENDPOINT) or error}") from error
-        if not self._front.is_initialized:
-            self._front._init(_run_router_in_separate_loop=True)
+            self._front = self._run(bound, ENDPOINT, "/")
+        except WorkFailed as error:
+            if isinstance(error, ClusterAway):
+                raise
+            raise WorkFailed(f"the endpoint did not take it: {error}") from error
 
     def count(self, outcome: str) -> None:
         """Count a change in every endpoint process; a process that cannot be told counts one less."""
@@ -249,38 +253,45 @@ class Endpoint:
                 return
             time.sleep(0.2)
 
-    def _run(self, bound: Any, application: str) -> DeploymentHandle[Any]:
-        """`serve.run` under a time limit: a version may hang in its start."""
-        outcome: list[Any] = []
+    def _run(self, bound: Any, application: str, route: str | None = None) -> DeploymentHandle[Any]:
+        """`serve.run` under a time limit: a version may hang in its start, and where it does, so do endpoint processes.
 
-        def work() -> None:
-            try:
-                outcome.append(serve.run(bound, name=application, route_prefix=None, logging_config=QUIET))
-            # Whatever keeps a version from starting is told by the thread that waits.
-            except Exception as error:
-                outcome.append(error)
-
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        thread.join(self.settings.start_timeout_s)
-        if outcome and isinstance(outcome[0], DeploymentHandle):
+        Raises ClusterAway for what is about Serve, and WorkFailed for what is about the application.
+        """
+        target = serve.RunTarget(bound, application, route, QUIET)
+        unwaited = {"wait_for_ingress_deployment_creation": False, "wait_for_applications_running": False}
+        try:
+            [handle] = serve.run_many([target], **unwaited)
+            self._wait_for(application)
+            _get_global_client().wait_for_proxies_serving()
+        # Another application may have the route, too.
+        except AWAY as error:
+            raise ClusterAway(f"Ray Serve did not do it: {error}") from error
+        if not handle.is_initialized:
             # Versions are proved in an event loop that ends; a router in it would end too and could not be shut down.
-            outcome[0]._init(_run_router_in_separate_loop=True)
-            return outcome[0]
-        # Serve tells of a version that fails by a RuntimeError of its own; these are about Serve itself.
-        if outcome and isinstance(outcome[0], AWAY):
-            raise ClusterAway(f"Ray Serve does not answer: {outcome[0]}") from outcome[0]
-        reason = _reason(application) or (str(outcome[0]) if outcome else "")
-        serve.delete(application, _blocking=False)
-        if not outcome:
-            if "to be scheduled" in reason:
-                needs = re.search(r"required for each replica: (\{.*?\})", reason)
-                raise ClusterAway(
-                    f"for {self.settings.start_timeout_s:g} s the cluster had no room for a version beside what runs; "
-                    f"each of its replicas needs {needs[1] if needs else reason}"
-                )
-            raise WorkFailed(f"the version was not ready within {self.settings.start_timeout_s:g} s")
-        raise WorkFailed(f"the version did not start: {reason}") from outcome[0]
+            handle._init(_run_router_in_separate_loop=True)
+        return handle
+
+    def _wait_for(self, application: str) -> None:
+        most_s = self.settings.start_timeout_s
+        deadline = time.monotonic() + most_s
+        while time.monotonic() < deadline:
+            found = serve.status().applications.get(application)
+            if found is None:
+                raise WorkFailed("it was deleted meanwhile")
+            if found.status == ApplicationStatus.RUNNING:
+                return
+            if found.status == ApplicationStatus.DEPLOY_FAILED:
+                raise WorkFailed(_reason(application))
+            time.sleep(POLL_S)
+        reason = _reason(application)
+        if "to be scheduled" in reason:
+            needs = re.search(r"required for each replica: (\{.*?\})", reason)
+            raise ClusterAway(
+                f"for {most_s:g} s the cluster had no room for a version beside what runs; "
+                f"each of its replicas needs {needs[1] if needs else reason}"
+            )
+        raise WorkFailed(f"it was not ready within {most_s:g} s")
 
 
 def connect() -> bool:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from tokendial import runs
 from tokendial.experiments import ConfigError
@@ -178,9 +177,10 @@ class Keeper:
             self._say(f"  {line}")
 
 
-def keep(keeper: Keeper, stop: threading.Event, every_s: float) -> None:
-    """Follow until told to stop."""
-    while not stop.wait(every_s):
+def keep(keeper: Keeper, every_s: float) -> NoReturn:
+    """Follow until interrupted."""
+    while True:
+        time.sleep(every_s)
         keeper.look()
 
 

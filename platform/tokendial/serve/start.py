@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -23,7 +22,6 @@ class OpenEndpoint:
 
     def __init__(self, keeper: Keeper, served: Served, url: str, settings: ServeSettings, keys: bool) -> None:
         self._keeper, self._settings = keeper, settings
-        self._stop = threading.Event()
         self.url = url
         self.about: Mapping[str, Any] = {
             "url": url, "model": served.name, "version": served.version, "counts": list(served.counts),
@@ -31,14 +29,22 @@ class OpenEndpoint:
         }  # fmt: skip
 
     def wait(self) -> None:
-        """Follow the alias until told to stop, then close."""
+        """Follow the alias until told to stop, be it in the midst of a change, then close."""
+        before: dict[signal.Signals, Any] = {}
 
         def told(_signal: int, _frame: FrameType | None) -> None:
-            self._stop.set()
+            # Another one would cut the end short.
+            for each in before:
+                signal.signal(each, signal.SIG_IGN)
+            # Ray and asyncio let it through wherever they wait.
+            raise KeyboardInterrupt
 
-        before = {each: signal.signal(each, told) for each in (signal.SIGINT, signal.SIGTERM)}
         try:
-            keep(self._keeper, self._stop, self._settings.follow_s)
+            for each in (signal.SIGINT, signal.SIGTERM):
+                before[each] = signal.signal(each, told)
+            keep(self._keeper, self._settings.follow_s)
+        except KeyboardInterrupt:
+            pass
         finally:
             self.close()
             for each, handler in before.items():
