@@ -13,6 +13,7 @@ from tokendial.experiments import ConfigError
 from tokendial.identity import Identity
 from tokendial.model_folder import DIGESTS, digests
 from tokendial.results import RunResult, write_result
+from tokendial.serve.source import locate
 from tokendial.tracking import registry
 from tokendial.tracking.server import connect
 from tracking_samples import CURVE, config, fresh_store, result
@@ -75,6 +76,21 @@ def test_files_that_were_changed_are_refused(uri: str, tmp_path: Path) -> None:
     swapped = sealed(tmp_path / "swapped", b"another")
     with pytest.raises(ConfigError, match=r"digits/1 is not what was registered: its sha256\.SHA256SUMS differs"):
         registry.fetch(uri, version, swapped)
+
+
+def test_a_model_that_took_the_name_and_number_of_another_is_fetched_beside_it(
+    uri: str, home: Path, tmp_path: Path
+) -> None:
+    before, after = (sealed(tmp_path / name, name.encode()) for name in ("before", "after"))
+    registry.register(uri, "digits", before, None, {})
+    first, _ = locate("digits/1", uri, None)
+    assert digests(first.fetch()) == digests(before)
+    connect(uri).delete_registered_model("digits")
+    registry.register(uri, "digits", after, None, {})
+    second, _ = locate("digits/1", uri, None)
+    assert digests(second.fetch()) == digests(after)
+    with pytest.raises(ConfigError, match="digits/1 was removed, and another model registered in its place"):
+        first.fetch()
 
 
 def test_references_that_mean_nothing_say_what_there_is(uri: str, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_version_whose_golden_prompts_are_away_is_neither_served_nor_refused(
     with pytest.raises(WorkFailed, match="not to be had now"):
         keeper.change(Source("m", "2"), "bob", "second")
     assert endpoint.told == before
-    assert "2" not in keeper._refused
+    assert not keeper._refused
     away.clear()
     assert keeper.change(Source("m", "2"), "bob", "second").version == "2"
 
@@ -181,8 +181,7 @@ Following = tuple[Keeper, ScriptedEndpoint, list[str]]
 def following(home: Path, monkeypatch: pytest.MonkeyPatch) -> Following:
     """A keeper that serves version 1 of a model whose alias has moved to 2, its endpoint, and what was said."""
     monkeypatch.setattr(keep, "examples_of", lambda source: EXAMPLES)
-    monkeypatch.setattr(keep, "registered", lambda uri, name, version, served: Source(served, str(version)))
-    monkeypatch.setattr(registry, "resolve", lambda uri, ask: SimpleNamespace(version=2))
+    monkeypatch.setattr(registry, "resolve", lambda uri, ask: registry.ModelVersion("m", 2, None, {}))
     monkeypatch.setattr(registry, "history", lambda uri, name: [])
     said: list[str] = []
     endpoint = ScriptedEndpoint({"1": right, "2": right})
@@ -280,6 +279,17 @@ def test_a_version_whose_golden_prompts_cannot_be_read_is_refused_once(
     assert json.loads((home / "served" / CHANGES).read_text().splitlines()[-1])["outcome"] == "refused"
     keeper.look()
     assert (asked, endpoint.told) == (["2"], ["refused"])
+
+
+def test_a_number_that_another_model_was_given_is_another_version(
+    following: Following, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, endpoint, _ = following
+    for digest in ("a", "a", "b"):
+        version = registry.ModelVersion("m", 2, None, {"sha256.SHA256SUMS": digest})
+        monkeypatch.setattr(registry, "resolve", lambda uri, ask, version=version: version)
+        keeper.look()
+    assert endpoint.told == ["switch 2", "promoted", "drop all but 2"] * 2
 
 
 def test_a_first_version_that_endpoint_processes_may_have_been_told_of_is_not_dropped_under_them(

@@ -58,7 +58,7 @@ class Keeper:
     def __init__(self, endpoint: Endpoint, followed: Followed | None, say: Say) -> None:
         self._endpoint, self._followed, self._say = endpoint, followed, say
         self._running: Running | None = None
-        self._refused: set[str] = set()
+        self._refused: set[Source] = set()
         self._told = ""
         self._left: list[Callable[[], None]] = []
 
@@ -121,13 +121,13 @@ class Keeper:
 
         follow = self._followed
         found = resolve(follow.uri, f"{follow.name}@{follow.alias}")
-        version = str(found.version)
-        if version == self._running.source.version or version in self._refused:
+        source = registered(follow.uri, found, self._running.source.name)
+        if source == self._running.source or source in self._refused:
             return
         moved = history(follow.uri, follow.name) if follow.alias == CHAMPION else []
-        moves = [move for move in moved if str(move.version) == version]
+        moves = [move for move in moved if move.version == found.version]
         by, reason = (moves[-1].by, moves[-1].reason) if moves else ("unknown", "the alias was moved")
-        self.change(registered(follow.uri, follow.name, found.version, self._running.source.name), by, reason)
+        self.change(source, by, reason)
 
     def close(self) -> None:
         """End what was opened."""
@@ -156,7 +156,7 @@ class Keeper:
 
     def _refused_for(self, error: Exception, source: Source, by: str, reason: str) -> WorkFailed:
         """Write down that a version is refused and not tried again; what to raise."""
-        self._refused.add(source.version)
+        self._refused.add(source)
         if self._running is not None:
             self._endpoint.count("refused")
         self._log(source, self._running, "refused", by, f"{reason}: {error}", ())

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokendial import runs
 from tokendial.experiments import ConfigError
-from tokendial.model_folder import CARD, LADDER, read_card
+from tokendial.model_folder import CARD, DIGESTS, LADDER, read_card
+
+if TYPE_CHECKING:
+    from tokendial.tracking.registry import ModelVersion
 
 
 @dataclass(frozen=True)
 class Source:
-    """One version of a model. `folder` is set where it lies in one, else it is fetched from the registry at `uri`."""
+    """One version of a model. `folder` is set where it lies in one, else it is fetched from the registry at `uri`.
+
+    `digest` is of all files of a registered version: where a model was removed, its numbers begin anew.
+    """
 
     name: str
     version: str
     folder: str | None = None
     uri: str | None = None
     registered: str | None = None
+    digest: str = ""
 
     def fetch(self) -> Path:
         """The model's folder on this machine, checked; raises ConfigError."""
@@ -28,8 +36,11 @@ class Source:
 
         assert self.uri is not None
         assert self.registered is not None
-        to = runs.home() / "served" / self.registered.replace("/", "-")
-        return fetch(self.uri, resolve(self.uri, self.registered), to)
+        found = resolve(self.uri, self.registered)
+        if _digest(found) != self.digest:
+            raise ConfigError(f"{self.registered} was removed, and another model registered in its place")
+        to = runs.home() / "served" / f"{self.registered.replace('/', '-')}-{self.digest[:12]}"
+        return fetch(self.uri, found, to)
 
 
 @dataclass(frozen=True)
@@ -78,9 +89,16 @@ def _run(model: str) -> runs.Run | None:
         return None
 
 
-def registered(uri: str, name: str, version: int, served_as: str | None) -> Source:
+def registered(uri: str, version: ModelVersion, served_as: str | None) -> Source:
     """A version in the registry."""
-    return Source(served_as or name, str(version), uri=uri, registered=f"{name}/{version}")
+    reference = f"{version.name}/{version.version}"
+    return Source(
+        served_as or version.name, str(version.version), uri=uri, registered=reference, digest=_digest(version)
+    )
+
+
+def _digest(version: ModelVersion) -> str:
+    return version.tags.get(f"sha256.{DIGESTS}", "")
 
 
 def _from_folder(folder: Path, served_as: str | None) -> Source:
@@ -97,7 +115,7 @@ def _registered(model: str, uri: str, served_as: str | None) -> tuple[Source, Fo
         found = resolve(uri, model)
     except ConfigError as error:
         raise ConfigError(f"--model {model!r} is no model folder and no run of {runs.home()}; {error}") from None
-    source = registered(uri, found.name, found.version, served_as)
+    source = registered(uri, found, served_as)
     if "/" in model:
         return source, None
     return source, Followed(uri, found.name, model.partition("@")[2] or CHAMPION)
