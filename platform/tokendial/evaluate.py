@@ -56,7 +56,8 @@ def evaluate(
     size = len(data.datasets(here)[split])
     if examples is not None and not 1 <= examples <= size:
         raise ConfigError(f"--examples {examples} is not in 1 to {size}, the size of split {split!r}")
-    scores = score(folder, here, data, task, split, examples, progress)
+    on_cpus = trained is not None and trained.ledger.get("gpu_seconds") == 0.0
+    scores = score(folder, here, data, task, split, examples, progress, on_cpus)
     return RunResult(
         run_id=trained.run_id if trained else None,
         name=card.run,
@@ -109,14 +110,18 @@ def score(
     split: str,
     examples: int | None,
     progress: Callable[[Mapping[str, Any]], None],
+    on_cpus: bool = False,
 ) -> Scores:
-    """Every answer of the exported model on a split, at every count of the configuration's grid."""
+    """Every answer of the exported model on a split, at every count of the configuration's grid.
+
+    `on_cpus`: the run trained, and was scored, on these.
+    """
     import torch
 
     settings = config.evaluation
     chosen = examples_of(data, config, split, examples)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype_on(device, config)
+    dtype = dtype_on(device, config, on_cpus)
     model = on_device(task.load(str(folder)), device, dtype)
 
     def report(done: int, total: int) -> None:
@@ -126,8 +131,9 @@ def score(
     return gather([graded], split, data.digests(config)[split])
 
 
-def dtype_on(device: torch.device, config: RunConfig[Any]) -> torch.dtype:
-    """What training scores in on such a device, and fp32 on a CPU, whatever the run was trained in."""
+def dtype_on(device: torch.device, config: RunConfig[Any], on_cpus: bool = False) -> torch.dtype:
+    """What training scored in on such a device, and fp32 on a CPU, whatever the run was trained in."""
     import torch
 
-    return torch.bfloat16 if device.type == "cuda" and config.precision != "fp32" else torch.float32
+    in_bf16 = device.type == "cuda" and config.precision != "fp32" and not on_cpus
+    return torch.bfloat16 if in_bf16 else torch.float32

@@ -1,8 +1,7 @@
-"""What a run whose workers are done comes to: curve, cards, figures, table of fixed examples and `result.json`."""
+"""What a run whose workers are done comes to: curve, cards, figures and `result.json`."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,10 @@ from tokendial.experiments import workload
 from tokendial.failures import WorkFailed
 from tokendial.ledger import Ledger
 from tokendial.model_folder import ModelCard, answer_flops, write_cards
-from tokendial.results import ExampleAnswers, RunResult, write_result
+from tokendial.results import ExampleAnswers, RunResult, read_examples, write_result
 from tokendial.runs import Run
 from tokendial.schedule import TokenSchedule
-from tokendial.scores import Scores, examples_of, grade
+from tokendial.scores import Scores
 from tokendial.versions import versions
 
 
@@ -73,7 +72,9 @@ def conclude(
         model_dir=str(run.model),
         commit=run.record.commit,
     )
-    examples = example_table(run, config)
+    # Answered by a worker, as it had the model where it was scored.
+    table = run.folder / "tracking" / "examples.json"
+    examples = read_examples(table) if table.is_file() else []
     figures = draw_figures(run, result, TokenSchedule(config.schedule), examples)
     result = result.model_copy(update={"figures": {name: str(path) for name, path in figures.items()}})
     write_result(run.result, result)
@@ -88,36 +89,6 @@ def _refuse_untrained(config: RunConfig[Any], ledger: Ledger) -> None:
             f"budget.seconds {config.budget.seconds:g} was used up in step {ledger.steps}, before any of {stages}, so "
             "nothing learned to answer and there is no model; give more seconds, or other shares of stages"
         )
-
-
-def example_table(run: Run, config: RunConfig[Any]) -> list[ExampleAnswers]:
-    """The first `evaluation.table_examples` questions of the split, answered at every count by the exported model."""
-    import torch
-    from tokendial.train.step import move
-
-    wanted = config.evaluation.table_examples
-    if not wanted:
-        return []
-    data, task = workload(config.workload).load(config)
-    chosen = examples_of(data, config, config.evaluation.split, wanted)
-    batch_size = config.evaluation.model_copy(update={"batch_size": len(chosen)})
-    whole = config.model_copy(update={"evaluation": batch_size})
-    device = torch.device("cpu")
-    model = task.load(str(run.model)).to(device, torch.float32)
-    graded = grade(task, model, data, chosen, whole, config.evaluation.counts, device, torch.float32)
-    pictures = task.pictures(move(data.collate(chosen), device, torch.float32))
-    rows = zip(*(graded[count] for count in config.evaluation.counts), strict=True)
-    return [
-        ExampleAnswers(
-            image_png=_png(pictures[answers[0].row]),
-            question=answers[0].question,
-            target=answers[0].target,
-            answers={k: a.prediction for k, a in zip(config.evaluation.counts, answers, strict=True)},
-            quality={k: a.quality for k, a in zip(config.evaluation.counts, answers, strict=True)},
-            group=answers[0].group,
-        )
-        for answers in list(rows)[:wanted]
-    ]
 
 
 def draw_figures(
@@ -136,12 +107,3 @@ def draw_figures(
     if examples:
         figures["examples"] = report.examples_html(examples, folder / "examples.html")
     return figures
-
-
-def _png(picture_HW3: Any) -> bytes:
-    """A picture of bytes as PNG."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture_HW3.numpy()).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -20,11 +20,13 @@ from tokendial import metrics
 from tokendial.contracts.precision import on_device
 from tokendial.ledger import Ledger
 from tokendial.resolve import from_document
+from tokendial.results import write_examples
 from tokendial.runs import write_atomically
 from tokendial.schedule.draw import mix64, stream_key
 from tokendial.scores import Scores, examples_of, gather, grade
 from tokendial.train import checkpoint as ck
 from tokendial.train import engine as ds
+from tokendial.train.examples import example_table
 from tokendial.train.horizon import StagePlan, stage_plans
 from tokendial.train.loop import Job, NonFinite, State, all_sum, make_job, run_stage, share_peaks
 from tokendial.train.step import StepModule
@@ -289,7 +291,7 @@ def finish(job: Job, order: Order, seat: Seat, shelf: Shelf) -> None:
 
 
 def _export(job: Job, seat: Seat, weights: Path, folder: Path, trained_counts: Sequence[int]) -> None:
-    """The model of a run and its scores."""
+    """The model of a run, its scores and its table of examples."""
     if seat.rank == 0:
         seat.progress({"stage": "export"})
         model = job.task.build_model(job.config)
@@ -301,6 +303,9 @@ def _export(job: Job, seat: Seat, weights: Path, folder: Path, trained_counts: S
     if seat.rank == 0:
         assert scores is not None
         scores.write(folder / "scores.json")
+        if table := example_table(job, model):
+            (folder / "tracking").mkdir(exist_ok=True)
+            write_examples(folder / "tracking" / "examples.json", table)
 
 
 def score(job: Job, seat: Seat, model: nn.Module, split: str) -> Scores | None:
