@@ -15,8 +15,8 @@ class Tally:
 
     `steps` counts the optimizer steps in which the count took part, so steps of a mixed batch appear under several.
     The passes of a teacher are tokens, FLOPs and seconds of the teacher's count, but neither examples nor steps.
-    `peak_bytes` is the most that any worker process had held by the count's last step (workers are compared at each
-    checkpoint): a peak of the process so far, so a small count that runs after a large one shows the large one's.
+    `peak_bytes` is the most that any worker process held (workers are compared at each checkpoint): on a GPU in the
+    count's own steps; on a CPU by its last step, so a small count that runs after a large one shows the large one's.
     """
 
     visual_tokens: int = 0

@@ -23,7 +23,7 @@ from tokendial.schedule import Plan, TokenSchedule
 from tokendial.schedule.draw import mix64, stream_key
 from tokendial.train import engine as ds
 from tokendial.train.horizon import Spent, StagePlan, executed, group_flops, language_span, stage_plans, step_cost
-from tokendial.train.memory import peak_bytes
+from tokendial.train.memory import peak_bytes, reset_peak
 from tokendial.train.order import rank_batches
 from tokendial.train.rate import rate
 from tokendial.train.step import Work, move, ordered, works
@@ -103,6 +103,7 @@ def run_stage(job: Job, engine: DeepSpeedEngine, stage: StagePlan, state: State,
     batches = _batches(job, state, stage)
     while state.step < stage.stop and not out_of_time(job, state):
         began = time.perf_counter()
+        reset_peak(job.device)
         _pass_over_skipped(state, batches, job.config.accumulation)
         plan = None
         if stage.config.objective == "language":

@@ -7,8 +7,14 @@ import psutil
 import torch
 
 
+def reset_peak(device: torch.device) -> None:
+    """Have a GPU's largest memory counted from now; resident memory's is that of the whole process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_bytes(device: torch.device) -> int:
-    """Largest memory this process has held: on the GPU where it trains on one, else resident memory."""
+    """Largest memory this process has held: since the reset on the GPU where it trains on one, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -153,7 +153,8 @@ def _engine(job: Job, plan: StagePlan, weights: Path | None) -> DeepSpeedEngine:
         model.load_state_dict(load_file(weights))
     torch.manual_seed(mix64(job.config.seed, stream_key("head")) >> 1)
     head = job.task.warmup_head(job.config) if plan.config.objective == "tower" else None
-    module = StepModule(job.task, model, head, job.config.schedule.distil).to(job.device)
+    # Left where it is: DeepSpeed moves it in the precision it trains in, which on a GPU is half of this one.
+    module = StepModule(job.task, model, head, job.config.schedule.distil)
     module.train()
     return ds.start(module, job.task, job.config, plan.config, job.dtype)
 
