@@ -115,6 +115,19 @@ def test_a_contest_that_fails_costs_no_other_its_rows(
     assert "failed: fails: RuntimeError: no room" in capfd.readouterr().err
 
 
+def test_make_gpu_brings_liger_and_runs_all_tests_though_the_kernels_fail(tmp_path: Path):
+    python, told = tmp_path / "python", tmp_path / "told"
+    python.write_text(f'#!/bin/sh\necho "$*" >> {told}\ncase "$*" in *kernels.bench*) exit 1;; esac\n')
+    python.chmod(0o755)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    words = ["make", "--old-file=.venv/.ready", f"BIN={tmp_path}", "gpu"]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], env=own, capture_output=True, check=False)
+    assert done.returncode
+    install, bench, rest = told.read_text().splitlines()
+    assert install.endswith("-c constraints.txt -e .[gpu]")
+    assert (bench, rest) == ("-m tokendial_kernels.bench --device cuda", "-m pytest -m gpu tests/unit")
+
+
 REFUSES = """
 import sys
 
