@@ -30,6 +30,7 @@ class Serve:
 
     def __init__(self, **found: ApplicationStatus) -> None:
         self.found = {name.replace("_", "-"): status for name, status in found.items()}
+        self.ran: list[real.RunTarget] = []
 
     RunTarget, deployment, ingress = real.RunTarget, staticmethod(real.deployment), staticmethod(real.ingress)
     # What comes of an application that is run, and what is said of it.
@@ -39,6 +40,7 @@ class Serve:
         pass
 
     def run_many(self, targets: list[real.RunTarget], **_: Any) -> list[Any]:
+        self.ran += targets
         self.found |= {target.name: self.becomes for target in targets}
         return [SimpleNamespace(is_initialized=True)]
 
@@ -219,6 +221,15 @@ def test_a_version_that_does_not_start_is_ended_and_its_reason_told(
         endpoint_on(serve, monkeypatch, "start_timeout_s=0.1").start(Source("m", "4"))
     assert type(failed.value) is kind
     assert serve.found == {"tokendial-engine-1-4": DELETING}
+
+
+def test_what_has_started_may_take_longer_to_end_than_a_request_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = Serve()
+    monkeypatch.setattr(application.ray, "cluster_resources", dict)
+    endpoint = endpoint_on(serve, monkeypatch, "timeout_s=2", "drain_s=90")
+    endpoint.switch(endpoint.start(Source("m", "4")))
+    deployed = [each.target._bound_deployment._deployment_config for each in serve.ran]
+    assert [config.graceful_shutdown_timeout_s for config in deployed] == [90, 90]
 
 
 def test_an_endpoint_that_does_not_take_a_version_is_not_waited_for_without_end(

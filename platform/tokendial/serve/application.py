@@ -141,7 +141,7 @@ class Endpoint:
             max_constructor_retry_count=replicas.least,
             health_check_period_s=2,
             health_check_timeout_s=30,
-            graceful_shutdown_timeout_s=settings.timeout_s,
+            graceful_shutdown_timeout_s=settings.drain_s,
             graceful_shutdown_wait_loop_s=0.5,
             ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": gpus},
             autoscaling_config=AutoscalingConfig(
@@ -192,7 +192,7 @@ class Endpoint:
             backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1.0),
             ray_actor_options={"num_cpus": self._cpus},
             health_check_period_s=5,
-            graceful_shutdown_timeout_s=settings.timeout_s,
+            graceful_shutdown_timeout_s=settings.drain_s,
             # Where a process must be replaced, its successor starts first.
             max_surge_percent=100,
             user_config={"application": to.application, "examples": list(to.examples)},

@@ -58,6 +58,9 @@ class ServeSettings(BaseModel):
     processes: Positive = Field(default=1, description="endpoint processes; each holds its part of a key's rate")
     new_tokens: Positive = Field(default=64, description="longest answer where a request does not say, tokens")
     timeout_s: Seconds = Field(default=60.0, description="seconds after which a request that has not started is busy")
+    drain_s: Seconds = Field(
+        default=300.0, description="seconds after which what a version or replica that ends still writes is cut"
+    )
     max_body_mib: Positive = Field(default=32, description="largest body, MiB")
     max_body_s: Seconds = Field(default=10.0, description="seconds a body may take to arrive")
     max_requests: Positive = Field(default=1024, description="requests in work in one endpoint process")
