@@ -58,7 +58,7 @@ def test_the_official_client_turns_the_dial_by_the_models_name_and_by_detail(url
     answer = client.chat.completions.create(model="digits@16", messages=messages, max_completion_tokens=4)
     assert answer.usage is not None
     assert answer.usage.model_dump()["visual_tokens"] == 16
-    assert answer.system_fingerprint == "digits/tiny@16:asked"
+    assert answer.system_fingerprint == "digits/tiny0@16:asked"
     messages[0]["content"][0]["image_url"]["detail"] = "low"
     answer = client.chat.completions.create(model="digits", messages=messages, max_completion_tokens=4)
     assert answer.usage is not None
@@ -220,9 +220,11 @@ def test_versions_change_under_traffic_and_a_bad_one_never_serves(
                 keeper.change(source_of(bad), "mallory", "an experiment")
             assert "refused by mallory" in said[-1]
         bad_answers = traffic.seen.total()
+        assert set(traffic.versions) == {"digits/tiny0"}
         keeper.change(source_of(better), "alice", "it is better")
         time.sleep(1)
     assert set(traffic.seen) == {200}
+    assert set(traffic.versions) == {"digits/tiny0", "digits/tiny1"}
     assert bad_answers > 10
     assert any("promoted by alice" in line for line in said)
     now = asked(url, picture(5), "digits@16")["choices"][0]["message"]["content"]
@@ -234,7 +236,7 @@ def test_a_second_keeper_on_the_same_cluster_is_refused_and_told_who_has_the_end
 ) -> None:
     monkeypatch.setattr(hold, "PATIENCE_S", 2.0)
     other = Endpoint(serve_settings(SMALL), None, ours=False)
-    with pytest.raises(ConfigError, match=r"kept by .+, for digits tiny; end that one first"):
+    with pytest.raises(ConfigError, match=r"kept by .+, for digits tiny\d; end that one first"):
         Keeper(other, None, print).open(source_of(folder))
     other.give_up()
     assert asked(endpoint[1], picture(), "digits@4")["usage"]["visual_tokens"] == 4
@@ -290,7 +292,6 @@ def test_an_answer_that_has_started_may_take_longer_than_the_time_to_start(
         opened.change(source_of(folder), "alice", "in no hurry")
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
 @pytest.mark.slow
 def test_rays_proxy_hangs_up_on_a_head_that_does_not_come(url: str) -> None:
     host, port = url.removeprefix("http://").split(":")
@@ -299,6 +300,7 @@ def test_rays_proxy_hangs_up_on_a_head_that_does_not_come(url: str) -> None:
         assert connection.recv(4096).startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
 def test_bombs_do_not_grow_memory(url: str) -> None:
     asked(url, picture(), "digits@4")
     # A version that was dropped may still be ending.

@@ -26,19 +26,19 @@ TEXTS = ("what is b3", "how many 7", "where is 4", "what is d1 what is a2", "odd
 
 
 def export_model(folder: Path, seed: int = 0) -> Path:
-    """A digits model of random weights, exported with a made-up curve over counts 1, 4, 16, 36 and 144."""
+    """A digits model of random weights, of run `tiny0` etc., with a made-up curve over counts 1, 4, 16, 36 and 144."""
     config = resolve("digits.tiny", [f"seed={seed}"], machine_cpus=None)
     task = DigitsTask()
     task.export(task.build_model(config).eval(), config, str(folder))
     points = {count: CurvePoint(quality, (quality, quality), 100) for count, quality in QUALITY.items()}
-    write_cards(folder, _card(config), points, {count: 1e6 * count for count in COUNTS})
+    write_cards(folder, _card(config, f"tiny{seed}"), points, {count: 1e6 * count for count in COUNTS})
     return folder
 
 
-def _card(config: RunConfig[Any]) -> ModelCard:
+def _card(config: RunConfig[Any], run: str) -> ModelCard:
     return ModelCard(
         workload="digits",
-        run="tiny",
+        run=run,
         metric="accuracy",
         split="test",
         trained_counts=config.schedule.counts,
