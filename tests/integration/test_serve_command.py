@@ -19,7 +19,7 @@ from tokendial.resolve import resolve
 pytestmark = pytest.mark.slow
 
 
-def test_a_model_is_served_by_the_command_until_it_is_interrupted_and_then_again_at_the_same_address(
+def test_a_model_is_served_by_the_command_until_it_is_interrupted(
     home: Path, tmp_path: Path, ray_cluster: str
 ) -> None:
     serve = ("serve", *SMALL, "--model", str(model_folder(tmp_path)), "--json")
