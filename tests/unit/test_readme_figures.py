@@ -69,8 +69,10 @@ def found_over(law: str) -> list[str]:
 
 
 def twin(count: int) -> tuple[str, str]:
-    between = document("twins")[0]["differences"][f"flexible minus twin at {count}"]
-    return f"| {points(between['mean'])} ", f"| {', '.join(points(between['per_seed'][seed]) for seed in '012')} |"
+    """Flexible minus twin, which is the regret the other way round: mean with its interval, and each seed's."""
+    regret = document("twins")[0]["regret"][str(count)]
+    mean, low, high = (points(-value) for value in (regret["mean"], *reversed(regret["ci"])))
+    return f"| {mean} ({low} to {high}) |", f"| {', '.join(points(-regret['per_seed'][seed]) for seed in '012')} |"
 
 
 DEMO, SEARCHES, REPLAY = document("demo")[0], document("search_demo"), document("search_curves")["results"]["replay"]
