@@ -25,6 +25,7 @@ from tokendial.failures import WorkFailed
 from tokendial.identity import Identity
 from tokendial.jobs import Cluster, Order, Standing
 from tokendial.jobs.follow import follow
+from tokendial.jobs.send import send
 from tokendial.jobs.sent import remember
 from tokendial.resolve import resolve
 from typer.testing import CliRunner
@@ -202,12 +203,12 @@ def test_what_is_no_dashboard_at_all_is_said_in_one_sentence(home: Path) -> None
 
 
 def test_the_same_order_of_another_tokendial_is_sent(board: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
-    order, said = Order("mine", ("train", "--name", "mine")), []
-    api.submit(board.url, order, say=said.append)
-    (job,) = [job for job in board.jobs.values() if job["metadata"]["tokendial_run"] == "mine"]
-    job["status"] = "RUNNING"
+    order = Order("mine", ("train", "--name", "mine"))
+    submission, _ = send(Cluster(board.url), order)
+    board.jobs[submission]["status"] = "RUNNING"
+    assert send(Cluster(board.url), order) == (submission, False)
     monkeypatch.setattr("tokendial.jobs.package.code", lambda: b"edited")
-    api.submit(board.url, order, say=said.append)
+    assert send(Cluster(board.url), order)[1]
     assert [document["metadata"]["tokendial_run"] for document in board.sent] == ["mine", "mine"]
 
 
