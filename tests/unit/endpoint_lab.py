@@ -14,7 +14,7 @@ from typing import Any, get_args
 import uvicorn
 from tokendial.failures import WorkFailed
 from tokendial.model_folder import Rung
-from tokendial.serve.backend import Lost, Served, Whole
+from tokendial.serve.backend import Lost, Make, Served, Whole
 from tokendial.serve.request import BadRequest, Busy, BusyCause, Chunk, Done, ServeRequest
 
 PNG = base64.b64decode(
@@ -48,9 +48,9 @@ class ScriptedBackend:
         )
         return Served("scripted", "7", "accuracy", 1, rungs)
 
-    async def answer(self, request: ServeRequest) -> Whole:
+    async def answer(self, make: Make) -> Whole:
         pieces, done = [], None
-        async for item in self.stream(request):
+        async for item in self.stream(make):
             if isinstance(item, Done):
                 done = item
             else:
@@ -58,7 +58,8 @@ class ScriptedBackend:
         assert done is not None
         return Whole("".join(pieces), done)
 
-    async def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done]:
+    async def stream(self, make: Make) -> AsyncIterator[Chunk | Done]:
+        request = make(self.served())
         self.requests.append(request)
         words = " ".join(part for part in request.turns[-1].parts if isinstance(part, str)).split()
         counts = tuple(ask.count or COUNTS[-1] for ask in request.asks)

@@ -31,7 +31,7 @@ def over(handle: Any, most: int = 1) -> ReplicaBackend:
 
 
 async def first(backend: ReplicaBackend, request: ServeRequest, stream: bool) -> Any:
-    return await (anext(backend.stream(request)) if stream else backend.answer(request))
+    return await (anext(backend.stream(lambda _: request)) if stream else backend.answer(lambda _: request))
 
 
 class Replicas:
@@ -190,6 +190,28 @@ def test_while_no_replica_takes_a_request_it_waits_no_longer_than_to_its_deadlin
     assert len(absent.deadlines) == 3
     assert len(set(absent.deadlines)) == 1
     assert absent.cancelled
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_lost_replica_did_not_answer_is_made_anew_for_the_version_that_is_asked_then(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "RETRY_S", 0.01)
+    made: list[str] = []
+
+    async def use() -> Any:
+        backend = over(Absent(gone=1))
+
+        def make(served: Served) -> ServeRequest:
+            made.append(served.version)
+            backend._handle, backend._calls = Slow(), Calls(Slow())  # type: ignore[assignment, arg-type]
+            backend._served = replace(served, version="2")
+            return replace(REQUEST, deadline=Deadline(5))
+
+        return await (anext(backend.stream(make)) if stream else backend.answer(make))
+
+    assert asyncio.run(use()) == "yes"
+    assert made == ["1", "2"]
 
 
 class Slow:

@@ -5,13 +5,16 @@ import json
 import re
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from endpoint_lab import COUNTS, ScriptedBackend, chat, get, image, post, running
+from endpoint_lab import COUNTS, PNG, ScriptedBackend, chat, get, image, post, running
 from tokendial.metrics import SERVE
+from tokendial.serve import ingress
+from tokendial.serve.backend import Served
 from tokendial.serve.ingress import Options, create_app
 from tokendial.serve.keys import Key, KeyStore
 
@@ -260,6 +263,32 @@ def test_a_client_that_leaves_cancels_its_work(url: str, backend: ScriptedBacken
     while backend.cancelled == before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert backend.cancelled == before + 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_version_that_changes_while_an_image_is_fetched_is_the_one_that_is_asked_and_told(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Changing(ScriptedBackend):
+        now = ScriptedBackend().served()
+
+        def served(self) -> Served:
+            return self.now
+
+    backend = Changing()
+
+    async def fetch(*_: Any, **__: Any) -> bytes:
+        backend.now = replace(backend.now, version="8", rungs=backend.now.rungs[1:])
+        return PNG
+
+    monkeypatch.setattr(ingress, "fetch", fetch)
+    remote = {"type": "image_url", "image_url": {"url": "https://images.example.com/a.png", "detail": "low"}}
+    with running(create_app(backend, Options(image_hosts=frozenset({"images.example.com"})))) as url:
+        status, answer, headers = post(url, chat(remote, stream=stream))
+        assert (status, headers["x-tokendial-version"], headers["x-tokendial-visual-tokens"]) == (200, "8", "16")
+        assert "scripted/8@16:asked" in (answer.splitlines()[0] if stream else answer["system_fingerprint"])
+        assert post(url, chat(remote, model="scripted/8"))[0] == 200
+        assert post(url, chat(remote, model="scripted/7"))[0] == 404
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 `EngineBackend` is an engine in this process; `application` has the one over Ray Serve's replicas.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -47,18 +47,24 @@ class Lost(Exception):
     """The replica died in the middle of an answer that had begun to be sent."""
 
 
+Make = Callable[[Served], ServeRequest]
+
+
 class Backend(Protocol):
-    """Raises BadRequest or Busy from `answer`, and from `stream` before its first item."""
+    """Raises BadRequest or Busy from `answer`, and from `stream` before its first item.
+
+    A request is made for the version that it is sent to, and once more where it has to be sent to another.
+    """
 
     def served(self) -> Served:
         """The model that new requests go to."""
         ...
 
-    async def answer(self, request: ServeRequest) -> Whole:
+    async def answer(self, make: Make) -> Whole:
         """A whole answer; safe to begin again where a replica dies."""
         ...
 
-    def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done]:
+    def stream(self, make: Make) -> AsyncIterator[Chunk | Done]:
         """An answer in pieces; closing it ends the work. Raises Lost where a replica dies after the first piece."""
         ...
 
@@ -81,11 +87,11 @@ class EngineBackend:
     def served(self) -> Served:
         return self._served
 
-    async def answer(self, request: ServeRequest) -> Whole:
-        return await whole(self._engine, request)
+    async def answer(self, make: Make) -> Whole:
+        return await whole(self._engine, make(self._served))
 
-    async def stream(self, request: ServeRequest) -> AsyncIterator[Chunk | Done]:
-        async with aclosing(self._engine.generate(request)) as pieces:  # type: ignore[type-var]
+    async def stream(self, make: Make) -> AsyncIterator[Chunk | Done]:
+        async with aclosing(self._engine.generate(make(self._served))) as pieces:  # type: ignore[type-var]
             async for piece in pieces:
                 yield piece
 

@@ -17,14 +17,14 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from tokendial import environment
-from tokendial.serve.backend import Lost, Served, Whole
+from tokendial.serve.backend import Lost, Make, Served, Whole
 from tokendial.serve.calls import Calls
 from tokendial.serve.exposition import Exposition
 from tokendial.serve.ingress import Options, Trace, create_app
 from tokendial.serve.keys import KeyStore
 from tokendial.serve.proxy import HOLD_S
 from tokendial.serve.replica import Refusal
-from tokendial.serve.request import BadRequest, Busy, Chunk, Deadline, Done, ServeRequest
+from tokendial.serve.request import BadRequest, Busy, Chunk, Deadline, Done
 
 TRIES = 5
 RETRY_S = 0.2
@@ -70,11 +70,11 @@ class ReplicaBackend:
         assert self._served is not None
         return self._served
 
-    async def answer(self, request: ServeRequest) -> Whole:
+    async def answer(self, make: Make) -> Whole:
         attempt = 0
         while True:
             attempt += 1
-            calls = self._current()
+            calls, request = self._current(), make(self.served())
             asked = calls.ask(request)
             try:
                 async with _by(request.deadline):
@@ -91,11 +91,11 @@ class ReplicaBackend:
             finally:
                 calls.leave(asked)
 
-    async def stream(self, request: ServeRequest) -> AsyncGenerator[Chunk | Done]:
+    async def stream(self, make: Make) -> AsyncGenerator[Chunk | Done]:
         """Begun again elsewhere where a replica is gone before the first piece."""
         for attempt in itertools.count(1):
-            begun = False
-            response = self._engine().options(method_name="stream", stream=True).remote(request)
+            begun, engine, request = False, self._engine(), make(self.served())
+            response = engine.options(method_name="stream", stream=True).remote(request)
             items = cast("DeploymentResponseGenerator[Any]", response)
             try:
                 async with _by(request.deadline):

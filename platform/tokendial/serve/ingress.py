@@ -88,6 +88,34 @@ def create_app(
     return Gate(app, options.caps, keys, options.share, refused)
 
 
+class NotServed(Exception):
+    """Another model, or another version of it, is served."""
+
+
+class Asking:
+    """A chat completion that was read: a request for each version that it is sent to, the last of which is `served`."""
+
+    def __init__(
+        self, asked: ChatRequest, files: Mapping[str, bytes], terms: Terms, limits: Limits, deadline: Deadline
+    ) -> None:
+        self.asked, self.id = asked, uuid.uuid4().hex
+        self._files, self._terms, self._limits, self._deadline = files, terms, limits, deadline
+        self.served: Served
+        self.request: ServeRequest
+
+    def made(self, served: Served) -> ServeRequest:
+        """The request for a version, by whose ladder `detail` is understood; raises BadRequest and NotServed."""
+        counts = asks(self.asked, _count_for(self.asked.model, served), served.counts)
+        self.served = served
+        self.request = serve_request(
+            self.asked, self.id, self._files, counts, self._terms, self._limits, self._deadline
+        )
+        return self.request
+
+    def envelope(self) -> shape.Envelope:
+        return shape.Envelope(f"chatcmpl-{self.id}", self.asked.model, self.served, int(time.time()))
+
+
 class Endpoint:
     """The routes. A request is understood, checked and only then given to the backend."""
 
@@ -109,17 +137,16 @@ class Endpoint:
         try:
             body = await request.body()
             asked = await _read(len(body), parse, body)
-            name, suffix = model_name(asked.model)
-            if name not in (served.name, f"{served.name}/{served.version}"):
-                code = self._status(served, owner, 404)
-                message = f"model {name!r} is not served here; {served.name!r} is"
-                return JSONResponse(problem(code, message, "model", "model_not_found"), code)
-            made = await self._understood(asked, suffix, served, key, request.scope["state"]["hold"], deadline)
-            envelope = shape.Envelope(f"chatcmpl-{made.id}", asked.model, served, int(time.time()))
+            _count_for(asked.model, served)
+            files = await self._files(asked, request.scope["state"]["hold"])
+            terms = self._options.terms if key is None else Terms(key.may_bend, key.min_quality, key.priority)
+            asking = Asking(asked, files, terms, self._options.limits, deadline)
             if asked.stream:
-                with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-                return await self._streamed(made, envelope, with_usage, owner, request, began_s)
-            answer = await unless_left(request.receive, self._backend.answer(made))
+                return await self._streamed(asking, owner, request, began_s)
+            answer = await unless_left(request.receive, self._backend.answer(asking.made))
+        except NotServed as error:
+            code = self._status(served, owner, 404)
+            return JSONResponse(problem(code, str(error), "model", "model_not_found"), code)
         except BadRequest as error:
             code = self._status(served, owner, 400)
             self._series.refused("input")
@@ -135,9 +162,9 @@ class Endpoint:
             # How Serve says that the client left.
             self._status(served, owner, CLIENT_LEFT)
             raise
-        self._answered(made, answer, served, owner, began_s)
-        told = {**shape.headers(served, answer.done), "x-request-id": made.id}
-        return JSONResponse(shape.completion(envelope, answer), self._status(served, owner, 200), told)
+        self._answered(asking, answer, owner, began_s)
+        told = {**shape.headers(asking.served, answer.done), "x-request-id": asking.id}
+        return JSONResponse(shape.completion(asking.envelope(), answer), self._status(served, owner, 200), told)
 
     async def fault(self, request: Request, error: Exception) -> Response:
         """Our own fault: counted, and told without its inside, which goes to the log."""
@@ -198,25 +225,14 @@ class Endpoint:
         if self._keys is not None and self._used:
             self._keys.record(self._used)
 
-    async def _understood(
-        self,
-        asked: ChatRequest,
-        suffix: int | None,
-        served: Served,
-        key: Key | None,
-        hold: Callable[[int], None],
-        deadline: Deadline,
-    ) -> ServeRequest:
-        counts = asks(asked, suffix, served.counts)
+    async def _files(self, asked: ChatRequest, hold: Callable[[int], None]) -> Mapping[str, bytes]:
         shown = images(asked)
         if len(shown) > self._options.max_images:
             raise BadRequest("messages", f"{len(shown)} images; at most {self._options.max_images} are allowed")
         files = {
             where: await _read(len(image.url), data_image, where, image) for where, image in shown if _is_data(image)
         }
-        files |= await self._fetched([(where, image.url) for where, image in shown if not _is_data(image)], hold)
-        terms = self._options.terms if key is None else Terms(key.may_bend, key.min_quality, key.priority)
-        return serve_request(asked, uuid.uuid4().hex, files, counts, terms, self._options.limits, deadline)
+        return files | await self._fetched([(where, image.url) for where, image in shown if not _is_data(image)], hold)
 
     async def _fetched(self, urls: Sequence[tuple[str, str]], hold: Callable[[int], None]) -> dict[str, bytes]:
         """Images by URL; all of a request's have one allowance of bytes, held while they come, and one of seconds."""
@@ -236,38 +252,32 @@ class Endpoint:
         hold(-room)
         return files
 
-    async def _streamed(
-        self,
-        made: ServeRequest,
-        envelope: shape.Envelope,
-        with_usage: bool,
-        owner: str,
-        request: Request,
-        began_s: float,
-    ) -> Response:
-        pieces = self._backend.stream(made)
+    async def _streamed(self, asking: Asking, owner: str, request: Request, began_s: float) -> Response:
+        pieces = self._backend.stream(asking.made)
         # Nothing is sent before the first piece: until then a refusal can still be an HTTP status.
         head = await unless_left(request.receive, anext(pieces))
+        served, options = asking.served, asking.asked.stream_options
 
         def ended(text: str, done: Done) -> None:
-            self._answered(made, Whole(text, done), envelope.served, owner, began_s)
+            self._answered(asking, Whole(text, done), owner, began_s)
 
         def closed(code: int, sent: int) -> None:
-            self._status(envelope.served, owner, code)
+            self._status(served, owner, code)
             if code == CLIENT_LEFT and owner:
                 # What was encoded and written for him was used, though he did not wait for the end.
                 self._use(owner, Usage(1, len(head.visual_tokens), sum(head.visual_tokens), sent))
 
-        self._series.first_token(envelope.served.name, time.perf_counter() - began_s)
-        return EventStream(head, pieces, envelope, with_usage, ended, closed)
+        self._series.first_token(served.name, time.perf_counter() - began_s)
+        with_usage = options is not None and options.include_usage
+        return EventStream(head, pieces, asking.envelope(), with_usage, ended, closed)
 
-    def _answered(self, made: ServeRequest, answer: Whole, served: Served, owner: str, began_s: float) -> None:
-        done = answer.done
+    def _answered(self, asking: Asking, answer: Whole, owner: str, began_s: float) -> None:
+        done, served = answer.done, asking.served
         self._series.answered(served.name, owner, done, time.perf_counter() - began_s)
         if owner:
             self._use(owner, Usage(1, len(done.visual_tokens), sum(done.visual_tokens), done.completion_tokens))
         if self._trace is not None:
-            self._trace(made, answer, served, owner)
+            self._trace(asking.request, answer, served, owner)
 
     def _status(self, served: Served, owner: str, code: int) -> int:
         self._series.status(served.name, owner, code)
@@ -288,6 +298,14 @@ class Endpoint:
                 log.exception("the keys' usage could not be written down; it will be tried again")
                 for owner, more in used.items():
                     self._use(owner, more)
+
+
+def _count_for(model: str, served: Served) -> int | None:
+    """The count in a model's name; raises NotServed where it is not the one that is served."""
+    name, count = model_name(model)
+    if name not in (served.name, f"{served.name}/{served.version}"):
+        raise NotServed(f"model {name!r} is not served here; {served.name!r} is")
+    return count
 
 
 async def _read(size: int, function: Callable[..., T], *arguments: Any) -> T:
