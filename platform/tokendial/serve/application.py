@@ -259,11 +259,14 @@ class Endpoint:
         Raises ClusterAway for what is about Serve, and WorkFailed for what is about the application.
         """
         target = serve.RunTarget(bound, application, route, QUIET)
-        unwaited = {"wait_for_ingress_deployment_creation": False, "wait_for_applications_running": False}
         try:
-            [handle] = serve.run_many([target], **unwaited)
+            [handle] = serve.run_many(
+                [target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
+            )
             self._wait_for(application)
-            _get_global_client().wait_for_proxies_serving()
+            client = _get_global_client()
+            assert client is not None
+            client.wait_for_proxies_serving()
         # Another application may have the route, too.
         except AWAY as error:
             raise ClusterAway(f"Ray Serve did not do it: {error}") from error
