@@ -1,6 +1,6 @@
 """What a search's ledger and its trials' answers come to: groups over seeds, and how far each is behind the best."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ COUNTS: tuple[int, ...] = (1, 4, 16, 144)
 
 def found(
     home: Path,
-    answers: dict[tuple[str, ...], tuple[str, float] | None],
+    answers: Mapping[tuple[str, ...], tuple[str, float] | None],
     lists: Sequence[str] = ("seed=0,1",),
     algorithm: str = "grid",
 ) -> SearchResult:

@@ -1,6 +1,7 @@
 """What a trial is worth, when it is pruned, and how fronts are drawn: plain arithmetic."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokendial.bench.curves import ALLOWANCE, LONG, SETTING, Wanted, configured
@@ -168,7 +169,7 @@ def test_a_search_in_time_ends_in_it_whatever_fits_at_once(
     ids=["all at once", "two at once", "memory for two", "memory for none"],
 )
 def test_a_search_in_time_asks_the_cluster_that_trains_it(
-    gib: float, options: dict[str, int], seconds: float, home: Path, monkeypatch: pytest.MonkeyPatch
+    gib: float, options: dict[str, Any], seconds: float, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """How many fit at once is a matter of CPUs and of memory: a GiB for each of two workers and what drives them."""
     del home

@@ -108,9 +108,9 @@ def test_the_front_has_every_answer_at_its_own_price() -> None:
     """The first model's answers are as good as the last one's, and three times as dear."""
     outcome = replace(ROWS[6].outcome, costs={count: 3 * cost for count, cost in COSTS.items()})
     dear = ROWS[0].model_copy(update={"outcome": outcome})
-    both, front = front_figure(RESULT.model_copy(update={"trials": (dear, ROWS[6])})).data
-    assert sorted(both.x) == sorted([*COSTS.values(), *(3 * cost for cost in COSTS.values())])
-    assert list(front.y) == [0.35, 0.7, 0.7, 0.7, 0.7, 0.7]
+    both, front = front_figure(RESULT.model_copy(update={"trials": (dear, ROWS[6])})).to_dict()["data"]
+    assert sorted(both["x"]) == sorted([*COSTS.values(), *(3 * cost for cost in COSTS.values())])
+    assert front["y"] == [0.35, 0.7, 0.7, 0.7, 0.7, 0.7]
 
 
 def test_seeds_that_a_group_lacks_are_told() -> None:
