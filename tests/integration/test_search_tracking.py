@@ -7,6 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from tokendial import runs
+from tokendial.bench.cluster import free_ports
 from tokendial.curve import CurvePoint
 from tokendial.identity import Identity
 from tokendial.resolve import from_document
@@ -19,7 +20,7 @@ from tokendial.tracking.finish import finish
 from tokendial.tracking.logs import fetch_logs
 from tokendial.tracking.opening import open_run
 from tokendial.tracking.searches import SearchRecord
-from tracking_samples import free_port, fresh_store
+from tracking_samples import fresh_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
@@ -35,7 +36,7 @@ def test_what_a_server_missed_of_a_search_it_is_told_later(home: Path, tmp_path:
     folder = home / "it"
     folder.mkdir(parents=True)
     desk = Desk(plan, folder)
-    record = SearchRecord(f"http://127.0.0.1:{free_port()}", folder, plan)
+    record = SearchRecord(f"http://127.0.0.1:{free_ports(1)[0]}", folder, plan)
     record.open()
     order = desk.ask()
     assert order is not None
@@ -62,7 +63,7 @@ def test_what_a_server_missed_of_a_search_it_is_told_later(home: Path, tmp_path:
 def test_trials_that_ended_while_the_server_was_away_are_told_whole(home: Path, tmp_path: Path) -> None:
     """The first was never opened there; of both the parent knows the worth."""
     plan = plan_search("digits.tiny", ("seed=0,1",), budget="2e9", per_trial=True, name="it")
-    folder, away = home / "it", f"http://127.0.0.1:{free_port()}"
+    folder, away = home / "it", f"http://127.0.0.1:{free_ports(1)[0]}"
     folder.mkdir(parents=True)
     desk, record = Desk(plan, folder), SearchRecord(away, folder, plan)
     record.open()
@@ -100,7 +101,7 @@ def test_trials_that_ended_while_the_server_was_away_are_told_whole(home: Path, 
 
 def test_a_search_is_not_settled_while_a_trial_of_it_is_not(home: Path, tmp_path: Path) -> None:
     plan = plan_search("digits.tiny", ("seed=0,1",), budget="2e9", per_trial=True, name="it")
-    folder, away = home / "it", f"http://127.0.0.1:{free_port()}"
+    folder, away = home / "it", f"http://127.0.0.1:{free_ports(1)[0]}"
     folder.mkdir(parents=True)
     desk = Desk(plan, folder)
     order = desk.ask()

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tokendial.bench.cluster import free_ports
 from tokendial.contracts import TrackingConfig
 from tokendial.tracking.finish import finish, settle
 from tokendial.tracking.opening import open_run
 from tokendial.tracking.server import TrackingUnavailable, connect
 from tokendial.tracking.writer import MetricWriter
-from tracking_samples import IDENTITY, Server, config, failing_server, free_port, fresh_store, result
+from tracking_samples import IDENTITY, Server, config, failing_server, fresh_store, result
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
@@ -75,7 +76,7 @@ def test_a_server_killed_in_the_middle_gets_every_point_once(server: Server, run
 
 
 def test_a_server_away_at_the_start_gets_the_whole_run_later(tmp_path: Path, run_dir: Path):
-    away = f"http://127.0.0.1:{free_port()}"
+    away = f"http://127.0.0.1:{free_ports(1)[0]}"
     start = time.monotonic()
     assert open_run(config(), IDENTITY, away, run_dir) is None
     assert time.monotonic() - start < 5
@@ -94,7 +95,7 @@ def test_a_server_away_at_the_start_gets_the_whole_run_later(tmp_path: Path, run
 
 
 def test_a_strict_run_fails_at_the_start_where_the_server_is_away(run_dir: Path):
-    away = f"http://127.0.0.1:{free_port()}"
+    away = f"http://127.0.0.1:{free_ports(1)[0]}"
     start = time.monotonic()
     with pytest.raises(TrackingUnavailable, match="is not usable"):
         open_run(config(tracking=TrackingConfig(strict=True)), IDENTITY, away, run_dir)

@@ -4,7 +4,6 @@ import functools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from tokendial.bench.cluster import free_ports
 from tokendial.contracts import BudgetConfig, DataConfig, EvaluationConfig, ModelConfig, RunConfig, TrackingConfig
 from tokendial.curve import CurvePoint, autc
 from tokendial.identity import Identity
@@ -88,19 +88,13 @@ def fresh_store(home: Path) -> str:
     return default_uri(home)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Server:
     """`mlflow server` on one port over one store; it can be killed and started again."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.store = fresh_store(home)
-        self.port = free_port()
+        self.port = free_ports(1)[0]
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
