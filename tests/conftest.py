@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ environment.apply()
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that share the session's Ray cluster: `make test` runs them beside all others."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "ray_cluster" in item.fixturenames:
+            item.add_marker("ray_cluster")
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A runs folder of the test's own."""
@@ -37,15 +45,41 @@ def ray_cluster() -> Iterator[str]:
     from tokendial.serve.application import CLUSTER_ENVIRONMENT
 
     os.environ.update(CLUSTER_ENVIRONMENT)
+    # Without an address Ray would join a cluster that somebody has started on this machine.
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=200 * 1024 * 1024,
-        runtime_env={"env_vars": environment.worker_environment()},
     )
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Any:
+    """One finished run for all tests that need no more than that; a `run_lab.Place`."""
+    from run_lab import trained_place
+
+    return trained_place(tmp_path_factory.mktemp("place") / "runs", ray_cluster)
+
+
+@pytest.fixture(scope="session")
+def control(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """The `train_lab.Lab` of a run that nothing happens to, by its overrides, each trained once."""
+    from train_lab import Lab, configured
+
+    trained: dict[str, Lab] = {}
+
+    def run(*overrides: str) -> Lab:
+        config = configured(*overrides)
+        key = config.model_dump_json()
+        if key not in trained:
+            trained[key] = Lab(tmp_path_factory.mktemp("control") / "run", config).work()
+        return trained[key]
+
+    return run
 
 
 @pytest.fixture(scope="session")

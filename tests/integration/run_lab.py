@@ -1,4 +1,4 @@
-"""Whole runs on the tests' cluster: through the Python call in this process, or through the command in another."""
+"""Whole runs on the tests' cluster: by the Python call or the command in this process, or by it in another."""
 
 from __future__ import annotations
 
@@ -9,20 +9,59 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from mlflow import MlflowClient
 from mlflow.entities import Run as TrackedRun
 from tokendial import api, runs
 from tokendial.bench.cluster import Said, finished
+from tokendial.cli import app
 from tokendial.resolve import resolve
 from tokendial.results import RunResult
-from train_lab import SHORT
+from train_lab import SHORT, TWO_STAGES
+from typer.testing import CliRunner
 
 HERE = Path(__file__).parent
 WAIT_S = 300
+# Scored at each count that it is trained at, as twins need it, and at one more.
+RUN = (
+    "digits.tiny", TWO_STAGES, "schedule.counts=[4,16]", "schedule.weights=[1,1]", "schedule.phases=[]",
+    "evaluation.counts=[1,4,16]", "evaluation.test_examples=8", "evaluation.table_examples=2",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """A runs folder with one finished run, `first`, and what training it by the command printed.
+
+    Tests that change it work in a copy of the folder.
+    """
+
+    home: Path
+    address: str
+    said: Said
+
+    @property
+    def run(self) -> Path:
+        return self.home / "first"
+
+    def say(self, *arguments: str) -> Said:
+        return say(*arguments, home=self.home, address=self.address)
+
+    def here(self, *arguments: str) -> Said:
+        return here(*arguments, home=self.home)
+
+
+def trained_place(home: Path, address: str) -> Place:
+    said = say("train", *RUN, "--name", "first", home=home, address=address)
+    assert said.code == 0, said.err
+    until("free CPUs", cluster_is_free)
+    return Place(home, address, said)
 
 
 def train(*overrides: str, **options: Any) -> RunResult:
@@ -53,6 +92,12 @@ def say(*arguments: str, home: Path, address: str | None = None, cwd: Path | Non
     return finished(command(*arguments, home=home, address=address, cwd=cwd))
 
 
+def here(*arguments: str, home: Path) -> Said:
+    """Run the command in this process, which has imported already what another would have to."""
+    done = CliRunner().invoke(app, arguments, env={"TOKENDIAL_HOME": str(home)}, catch_exceptions=False)
+    return Said(done.exit_code, done.stdout, done.stderr)
+
+
 def until(what: str, true: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
     """Wait for something, failing at once where the process that should bring it about has ended."""
     deadline = time.monotonic() + WAIT_S
@@ -79,15 +124,15 @@ def cluster_is_free() -> bool:
 
 
 def training_processes() -> list[int]:
-    """Processes of this machine that Ray has named as training workers or controllers of this session's cluster."""
+    """Training workers and controllers of this session's cluster, as Ray has named them."""
+    raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            title = path.read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        if title.startswith("ray::") and any(name in title for name in ("RayTrainWorker", "TrainController")):
-            found.append(int(path.parent.name))
+    for process in (child for raylet in raylets for child in raylet.children(recursive=True)):
+        # Some end while the others are looked at.
+        with suppress(psutil.NoSuchProcess):
+            title = " ".join(process.cmdline())
+            if title.startswith("ray::") and any(name in title for name in ("RayTrainWorker", "TrainController")):
+                found.append(process.pid)
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from run_lab import cluster_is_free, command, kill, say, until
+from run_lab import cluster_is_free, command, here, kill, say, until
 from search_lab import MARKER, QUICK, SABOTAGED, TRIALS, events, numbers
 from tokendial import api, runs
 from tokendial.experiments import ConfigError
@@ -86,7 +86,7 @@ def _check_promotion(home: Path) -> None:
     first = api.promote("it", trial=0)
     assert (first.version, first.before) == (1, None)
     assert set(first.latency.ms) == {4}
-    again = say("promote", "it", "--trial", "0", home=home)
+    again = here("promote", "it", "--trial", "0", home=home)
     assert again.code == 0, again.err
     assert "version 1 is the champion of digits already; nothing was moved" in again.out
     assert len(registry.history(uri, "digits")) == 1
@@ -101,7 +101,7 @@ def _check_promotion(home: Path) -> None:
 
     # A worse one than the champion is refused. These models know nothing, so the champion is made better by hand.
     MlflowClient(uri, uri).set_model_version_tag("digits", "1", "curve", '{"4": 0.9}')
-    worse = say("promote", "it", "--trial", "1", home=home)
+    worse = here("promote", "it", "--trial", "1", home=home)
     assert worse.code == 2
     assert "the champion digits/1 0.9000 (4: " in worse.err
     forced = api.promote("it", trial=1, force=True)

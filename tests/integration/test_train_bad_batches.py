@@ -7,7 +7,7 @@ import torch
 from tokendial.train.checkpoint import Checkpoint, verified
 from tokendial.train.loop import NonFinite
 from train_faults import fault
-from train_lab import Lab, assert_bit_equal, configured
+from train_lab import Control, Lab, assert_bit_equal, configured
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
@@ -16,24 +16,23 @@ def fired(marker: Path) -> list[str]:
     return marker.read_text().splitlines()
 
 
-def test_a_harmless_fault_changes_no_bit(tmp_path: Path) -> None:
-    control = Lab(tmp_path / "control", configured()).work()
+def test_a_harmless_fault_changes_no_bit(tmp_path: Path, control: Control) -> None:
     harmless = Lab(tmp_path / "harmless", configured(*fault(tmp_path / "marker"))).work()
     assert not (tmp_path / "marker").exists()
-    assert_bit_equal(harmless.weights, control.weights)
+    assert_bit_equal(harmless.weights, control().weights)
 
 
 @pytest.mark.parametrize("zero", [0, 1, 3])
-def test_a_batch_that_is_not_a_number_is_passed_over_and_recorded(zero: int, tmp_path: Path) -> None:
+def test_a_batch_that_is_not_a_number_is_passed_over_and_recorded(zero: int, tmp_path: Path, control: Control) -> None:
     settings = (f"zero.stage={zero}", "checkpoint.every=3")
-    control = Lab(tmp_path / "control", configured(*settings)).work()
+    whole = control(*settings)
     lab = Lab(tmp_path / "run", configured(*settings, *fault(tmp_path / "marker", nan=[7]))).work()
     assert fired(tmp_path / "marker") == ["nan 7"]
     manifest = lab.checkpoint.manifest
     assert (manifest.step, manifest.index, manifest.skipped) == (12, 13, (7,))
     # Batches 0 to 6 are the same; the step after takes batch 8 with its own draw.
-    assert lab.losses[:7] == control.losses[:7]
-    assert lab.counts[7:11] == control.counts[8:12]
+    assert lab.losses[:7] == whole.losses[:7]
+    assert lab.counts[7:11] == whole.counts[8:12]
     assert all(torch.isfinite(value).all() for value in lab.weights.values())
 
 

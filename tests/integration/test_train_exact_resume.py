@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from train_lab import Lab, assert_bit_equal, configured
+from train_lab import Control, Lab, assert_bit_equal, configured
 
 pytestmark = pytest.mark.usefixtures("worker_process")
 
@@ -12,12 +12,13 @@ CUTS = {"inside the first stage": 4, "one step after a checkpoint": 7, "just bef
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_a_run_cut_at_three_points_ends_with_the_bits_of_one_never_cut(zero: int, tmp_path: Path) -> None:
-    config = configured(f"zero.stage={zero}", "checkpoint.every=3")
-    whole = Lab(tmp_path / "whole", config).work()
+def test_a_run_cut_at_three_points_ends_with_the_bits_of_one_never_cut(
+    zero: int, tmp_path: Path, control: Control
+) -> None:
+    whole = control(f"zero.stage={zero}", "checkpoint.every=3")
     assert len(whole.logged) == 12
     for name, cut in CUTS.items():
-        part = Lab(tmp_path / name, config).until(cut)
+        part = Lab(tmp_path / name, whole.config).until(cut)
         first, logged = part.checkpoint.manifest.step if cut > 4 else 3, dict(part.logged)
         part.logged.clear()
         part.work()
@@ -29,16 +30,16 @@ def test_a_run_cut_at_three_points_ends_with_the_bits_of_one_never_cut(zero: int
         assert_bit_equal(part.weights, whole.weights)
 
 
-def test_the_same_run_twice_is_bit_equal_and_another_seed_is_not(tmp_path: Path) -> None:
-    first, second = (Lab(tmp_path / name, configured()).work() for name in ("first", "second"))
+def test_the_same_run_twice_is_bit_equal_and_another_seed_is_not(tmp_path: Path, control: Control) -> None:
+    first, second = control(), Lab(tmp_path / "second", configured()).work()
     assert first.losses == second.losses
     assert_bit_equal(first.weights, second.weights)
     other = Lab(tmp_path / "other", configured("seed=1")).work()
     assert other.losses != first.losses
 
 
-def test_a_resume_under_another_accumulation_gives_the_same_losses(tmp_path: Path) -> None:
-    whole = Lab(tmp_path / "whole", configured("checkpoint.every=3")).work()
+def test_a_resume_under_another_accumulation_gives_the_same_losses(tmp_path: Path, control: Control) -> None:
+    whole = control("checkpoint.every=3")
     part = Lab(tmp_path / "part", configured("checkpoint.every=3")).until(7)
     part.config = configured("checkpoint.every=3", "micro_batch=2")
     part.work()
@@ -46,25 +47,24 @@ def test_a_resume_under_another_accumulation_gives_the_same_losses(tmp_path: Pat
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])
-def test_accumulation_changes_neither_draws_nor_losses(micro_batch: int, tmp_path: Path) -> None:
-    whole = Lab(tmp_path / "whole", configured()).work()
+def test_accumulation_changes_neither_draws_nor_losses(micro_batch: int, tmp_path: Path, control: Control) -> None:
+    whole = control()
     parts = Lab(tmp_path / "parts", configured(f"micro_batch={micro_batch}")).work()
     assert parts.counts == whole.counts
     assert len(set(whole.counts)) > 2
     assert parts.losses == pytest.approx(whole.losses, rel=1e-5)
 
 
-def test_zero_stages_agree(tmp_path: Path) -> None:
-    runs = [Lab(tmp_path / str(zero), configured(f"zero.stage={zero}", "seed=3")).work() for zero in (0, 1, 2, 3)]
+def test_zero_stages_agree(control: Control) -> None:
+    runs = [control(f"zero.stage={zero}", "checkpoint.every=3") for zero in (0, 1, 2, 3)]
     for other in runs[1:]:
         assert other.counts == runs[0].counts
         assert other.losses == pytest.approx(runs[0].losses, rel=1e-5)
 
 
-def test_an_interrupted_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    config = configured("checkpoint.every=3")
-    whole = Lab(tmp_path / "whole", config).work()
-    part = Lab(tmp_path / "part", config).until(11)
+def test_an_interrupted_checkpoint_is_passed_over(tmp_path: Path, control: Control) -> None:
+    whole = control("checkpoint.every=3")
+    part = Lab(tmp_path / "part", whole.config).until(11)
     newest = part.checkpoint
     assert newest.manifest.step == 9
     shard = max((newest.folder / "engine").iterdir(), key=lambda path: path.stat().st_size)
@@ -80,8 +80,10 @@ def test_an_interrupted_checkpoint_is_passed_over(tmp_path: Path) -> None:
     ("before", "after"),
     [(1, 3), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(1, 2), (2, 1), (2, 3), (3, 1), (3, 2)])],
 )
-def test_another_zero_stage_converts_the_checkpoint_and_goes_on(before: int, after: int, tmp_path: Path) -> None:
-    whole = Lab(tmp_path / "whole", configured("checkpoint.every=3")).work()
+def test_another_zero_stage_converts_the_checkpoint_and_goes_on(
+    before: int, after: int, tmp_path: Path, control: Control
+) -> None:
+    whole = control("checkpoint.every=3")
     part = Lab(tmp_path / "part", configured("checkpoint.every=3", f"zero.stage={before}")).until(8)
     part.logged = {step: values for step, values in part.logged.items() if step <= 6}
     part.config = configured("checkpoint.every=3", f"zero.stage={after}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from run_lab import (
     cluster_is_free,
     command,
     folder_of,
+    here,
     history,
     kill,
     say,
@@ -25,7 +27,7 @@ from tokendial import runs
 from tokendial.experiments import ConfigError
 from tokendial.failures import WorkFailed
 from train_faults import fault
-from train_lab import SHORT, Lab, assert_bit_equal, configured, final_weights
+from train_lab import SHORT, Control, assert_bit_equal, final_weights
 
 EVERY = "checkpoint.every=3"
 LINE = ("train", "digits.tiny", *SHORT, EVERY, "--name", "it")
@@ -38,15 +40,20 @@ def _nothing_is_left_behind(ray_cluster: str) -> Iterator[None]:
     until("end of the training processes", lambda: not training_processes())
 
 
+def test_training_that_is_not_of_this_cluster_is_not_waited_for() -> None:
+    stranger = ["ray::RayTrainWorker", "-c", "read until_it_is_closed"]
+    with subprocess.Popen(stranger, executable="/bin/sh", stdin=subprocess.PIPE):
+        assert training_processes() == []
+
+
 @pytest.mark.parametrize(
     ("workers", "rank"),
     [pytest.param(1, 0, marks=pytest.mark.slow), pytest.param(2, 0, marks=pytest.mark.slow), (2, 1)],
 )
 def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_it_had_not_been(
-    workers: int, rank: int, home: Path, tmp_path: Path, worker_process: None
+    workers: int, rank: int, home: Path, tmp_path: Path, control: Control, worker_process: None
 ) -> None:
-    marker = tmp_path / "marker"
-    control = Lab(tmp_path / "control", configured(EVERY)).work()
+    marker, whole = tmp_path / "marker", control(EVERY)
     result = train(EVERY, f"workers={workers}", *fault(marker, kill=[8], rank=rank))
     assert marker.read_text().splitlines() == ["kill 8"]
     assert (result.status, result.steps) == ("FINISHED", 12)
@@ -55,13 +62,13 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_as_if_it_had_not_been(
     assert log.count("continuing from step-00000006-exact") == 1
     losses = history(home, result.name, "train/loss")
     assert list(losses) == list(range(1, 13))
-    assert list(losses.values()) == pytest.approx(control.losses, rel=1e-4)
+    assert list(losses.values()) == pytest.approx(whole.losses, rel=1e-4)
     if workers == 1:
-        assert_bit_equal(final_weights(folder_of(result)), control.weights)
+        assert_bit_equal(final_weights(folder_of(result)), whole.weights)
 
 
 def test_a_failed_run_names_its_cause_and_is_continued_on_fewer_workers_at_another_zero_stage(
-    home: Path, tmp_path: Path, worker_process: None
+    home: Path, tmp_path: Path, control: Control, worker_process: None
 ) -> None:
     marker, settings = tmp_path / "marker", (EVERY, "max_failures=0")
     with pytest.raises(WorkFailed, match="after 0 restarts: RuntimeError: the sensor of batch 8 is on fire; logs are"):
@@ -81,10 +88,9 @@ def test_a_failed_run_names_its_cause_and_is_continued_on_fewer_workers_at_anoth
     _, run = tracked(home, "it")
     assert run.info.status == "FINISHED"
     assert (run.data.tags["config.zero.stage"], run.data.tags["config.workers"]) == ("3", "1")
-    control = Lab(tmp_path / "control", configured(EVERY)).work()
     losses = history(home, "it", "train/loss")
     assert list(losses) == list(range(1, 13))
-    assert list(losses.values()) == pytest.approx(control.losses, rel=1e-4)
+    assert list(losses.values()) == pytest.approx(control(EVERY).losses, rel=1e-4)
     assert list((runs.find("it").checkpoints).glob("*-exact/universal")), "the checkpoint was not converted"
 
 
@@ -92,21 +98,20 @@ def test_a_failed_run_names_its_cause_and_is_continued_on_fewer_workers_at_anoth
 @pytest.mark.parametrize("zero", [1, 2, 3])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_at_another_world_size(
-    zero: int, before: int, after: int, home: Path, tmp_path: Path, worker_process: None
+    zero: int, before: int, after: int, home: Path, tmp_path: Path, control: Control, worker_process: None
 ) -> None:
     settings = (EVERY, "max_failures=0", f"zero.stage={zero}")
     with pytest.raises(WorkFailed, match="on fire"):
         train(*settings, f"workers={before}", *fault(tmp_path / "marker", fail=[8]))
     result = train(*settings, f"workers={after}", *fault(tmp_path / "marker"))
-    control = Lab(tmp_path / "control", configured(*settings)).work()
     losses = history(home, result.name, "train/loss")
     assert list(losses) == list(range(1, 13))
-    assert list(losses.values()) == pytest.approx(control.losses, rel=1e-4)
+    assert list(losses.values()) == pytest.approx(control(*settings).losses, rel=1e-4)
     assert list((folder_of(result) / "checkpoints").glob("*-exact/universal"))
 
 
 def test_a_killed_driver_is_continued_by_the_same_command(
-    home: Path, tmp_path: Path, ray_cluster: str, worker_process: None
+    home: Path, tmp_path: Path, ray_cluster: str, control: Control, worker_process: None
 ) -> None:
     folder, slow = home / "it", fault(tmp_path / "marker", slow=[0.4])
     first = command(*LINE, *slow, home=home, address=ray_cluster)
@@ -117,14 +122,13 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     before = json.loads((folder / "run.json").read_text())
     assert before["status"] == "RUNNING"
     until("end of the training processes", lambda: not training_processes())
-    third = say(*LINE, *fault(tmp_path / "marker"), "--json", home=home, address=ray_cluster)
+    third = here(*LINE, *fault(tmp_path / "marker"), "--json", home=home)
     assert third.code == 0, third.err
     assert third.document["status"] == "FINISHED"
     assert third.document["run_id"] == before["run_id"]
     assert list(history(home, "it", "train/loss")) == list(range(1, 13))
-    control = Lab(tmp_path / "control", configured(EVERY)).work()
-    assert list(history(home, "it", "train/loss").values()) == control.losses
-    assert_bit_equal(final_weights(folder), control.weights)
+    assert list(history(home, "it", "train/loss").values()) == control(EVERY).losses
+    assert_bit_equal(final_weights(folder), control(EVERY).weights)
     fourth = say(*LINE, *slow, "--json", home=home)
     assert fourth.document == third.document
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from run_lab import cluster_is_free, folder_of, history, tracked, train, until
+from run_lab import RUN, Place, cluster_is_free, folder_of, history, say, tracked, train, until
 from tokendial import api
 from tokendial.curve import token_curve
 from tokendial.experiments import ConfigError
@@ -85,15 +86,17 @@ def test_unreadable_data_is_refused_before_anything_is_written(home: Path) -> No
 
 
 def test_a_finished_run_returns_at_once_and_a_new_one_forks_its_weights(
-    home: Path, tmp_path: Path, worker_process: None
+    home: Path, tmp_path: Path, place: Place, worker_process: None
 ) -> None:
-    first = train("seed=5")
+    settings = RUN[1:]
+    shutil.copytree(place.home, home)
+    first = read_result(home / "first" / "result.json")
     stages: list[object] = []
-    again = train("seed=5", progress=lambda latest: stages.append(latest["stage"]))
+    again = train(*settings, name="first", progress=lambda latest: stages.append(latest["stage"]))
     assert again == first
     assert stages == []
-    forked = train("seed=6", name=first.name, new=True, source=first.name)
-    assert forked.name == f"{first.name}-2"
+    forked = train(*settings, "seed=6", name="first", new=True, source="first")
+    assert forked.name == "first-2"
     assert forked.run_id != first.run_id
     _, run = tracked(home, forked.name)
     assert run.data.tags["forked_from"] == first.name
@@ -103,10 +106,24 @@ def test_a_finished_run_returns_at_once_and_a_new_one_forks_its_weights(
     assert api.report(["last"]) == [forked]
     source = newest(folder_of(first) / "checkpoints")
     assert source is not None
-    control = Lab(tmp_path / "control", configured("seed=6")).work(weights=source.folder / WEIGHTS)
+    config = configured(*settings, "seed=6")
+    control = Lab(tmp_path / "control", config).work(weights=source.folder / WEIGHTS)
     assert list(history(home, forked.name, "train/loss").values()) == control.losses
-    fresh = Lab(tmp_path / "fresh", configured("seed=6")).work()
+    fresh = Lab(tmp_path / "fresh", config).work()
     assert fresh.losses[4:] != control.losses[4:]
+    assert_compared(home)
+
+
+def assert_compared(home: Path) -> None:
+    """Both runs on one page, and as one line."""
+    compared = say("report", "first", "first-2", home=home)
+    assert compared.code == 0, compared.err
+    page = Path(compared.out.split("comparison:")[1].strip())
+    assert page.is_relative_to(home)
+    assert page.stat().st_size > 10_000
+    both = say("report", "first", str(home / "first-2"), "--json", home=home)
+    assert both.code == 0, both.err
+    assert [result["name"] for result in both.document["runs"]] == ["first", "first-2"]
 
 
 def test_workers_ended_for_want_of_memory_are_said_to_be_so() -> None:

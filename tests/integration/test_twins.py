@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from run_lab import cluster_is_free, command, folder_of, kill, say, step_reached, train, until
+from run_lab import Place, cluster_is_free, command, folder_of, kill, say, step_reached, train, until
 from tokendial import api, runs
-from tokendial.results import read_result
+from tokendial.experiments import ConfigError
+from tokendial.identity import Identity
+from tokendial.resolve import resolve
+from tokendial.results import RunResult, read_result, write_result
 from train_faults import fault
 
 TWO_COUNTS = ("schedule.counts=[4,16]", "schedule.weights=[1,1]", "schedule.phases=[]", "evaluation.counts=[4,16]")
 ONE_STAGE = 'stages=[{"name": "all", "share": 1}]'
 
 
-def test_twins_fill_regret_and_matrix_and_last_stays_the_flexible_run(home: Path, ray_cluster: str) -> None:
-    flexible = train(*TWO_COUNTS, ONE_STAGE, "budget.steps=2")
+def test_twins_fill_regret_and_matrix_and_last_stays_the_flexible_run(home: Path, place: Place) -> None:
+    shutil.copytree(place.home, home)
+    flexible = read_result(home / "first" / "result.json")
     stages: list[str] = []
     result = api.twins("last", "steps", (0,), progress=lambda latest: stages.append(latest["stage"]))
     assert any("twin@16 seed 0" in stage for stage in stages)
     assert (result.name, result.twins, set(result.regret)) == (flexible.name, "steps", {4, 16})
     assert result.matrix is not None
-    assert (result.matrix.rows, result.matrix.counts) == (("4", "16", "flexible"), (4, 16))
+    assert (result.matrix.rows, result.matrix.counts) == (("4", "16", "flexible"), (1, 4, 16))
     assert {"matrix", "matrix (html)"} <= result.figures.keys()
     assert read_result(folder_of(result) / "result.json") == result
     twins = [run for run in runs.list_runs() if run.name != flexible.name]
@@ -32,6 +37,15 @@ def test_twins_fill_regret_and_matrix_and_last_stays_the_flexible_run(home: Path
     assert runs.find("last").name == flexible.name
     assert api.twins(flexible.name, "steps", (0,)) == result
     until("free CPUs", cluster_is_free)
+
+
+def test_twins_need_every_trained_count_to_have_been_scored(home: Path) -> None:
+    run = runs.create("first", resolve("digits.tiny", ("evaluation.counts=[1,4,16]",)), Identity(user="ada"))
+    finished = RunResult(run_id=None, name="first", status="FINISHED", seed=0, trained_counts=(4, 16, 144))
+    write_result(run.result, finished)
+    with pytest.raises(ConfigError, match=r"^run 'first' was trained at \[144\] but not scored there; "):
+        api.twins("first", "steps", (0,))
+    assert [path.name for path in home.iterdir()] == ["first"]
 
 
 @pytest.mark.slow

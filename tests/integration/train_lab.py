@@ -81,6 +81,10 @@ class Lab:
         return final_weights(self.folder)
 
 
+# The run that its overrides give, trained once; the fixture of this name.
+Control = Callable[..., Lab]
+
+
 def configured(*overrides: str) -> RunConfig[Any]:
     """digits.tiny under overrides, planned."""
     given = {override.partition("=")[0] for override in overrides}

@@ -30,13 +30,14 @@ HERE = (
 # What runs the same command on less data, fewer steps or a cluster of this machine; the first that fits counts.
 ELSEWHERE = {
     r"tokendial train .*--on ": "test_a_run_is_sent_followed_and_recorded_as_what_it_is_here",
-    r"tokendial train --config": "test_a_resolved_configuration_reruns_exactly",
+    # A cluster is told to run this very command.
+    r"tokendial train --config": "test_a_run_is_sent_followed_and_recorded_as_what_it_is_here",
     r"tokendial train digits --dry-run": "test_a_dry_run_forecasts_and_writes_nothing",
     r"tokendial train mine": "test_modules_of_the_guide_import_and_what_follows_them_runs",
     r"tokendial train ": "test_two_workers_train_to_the_end_and_leave_everything_behind",
     r"tokendial eval .*--twins": "test_twins_fill_regret_and_matrix_and_last_stays_the_flexible_run",
     r"tokendial eval ": "test_eval_scores_counts_never_trained_at_and_folders_that_were_copied",
-    r"tokendial report (last|RUN RUN)": "test_a_resolved_configuration_reruns_exactly",
+    r"tokendial report (last|RUN RUN)": "test_a_finished_run_returns_at_once_and_a_new_one_forks_its_weights",
     r"tokendial export": "test_export_copies_a_folder_that_evaluates_and_refuses_what_is_in_the_way",
     r"tokendial doctor": "test_doctor_reports_each_check_and_exits_by_what_it_found",
     r"tokendial search .*--space": "test_of_twenty_trials_five_are_sabotaged_and_fifteen_finish",
