@@ -183,8 +183,9 @@ def test_a_matrix_of_different_grids_or_seeds_is_refused():
 
 
 def test_a_full_test_set_is_resampled_within_a_second():
+    """Of the processor, so that a busy machine does not decide."""
     scores = coins(0.5, 4096, seed=1, counts=(1, 4, 9, 16, 36, 64, 144))
     token_curve(scores, resamples=10)
-    start = time.perf_counter()
+    start = time.process_time()
     token_curve(scores)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1

@@ -184,14 +184,14 @@ def test_digests_name_the_data_and_only_train_follows_the_seed() -> None:
 
 
 def test_an_item_takes_less_than_a_millisecond() -> None:
-    """The best of five tries, so that a busy machine does not fail it."""
+    """The best of five tries in processor time, so that a busy machine does not fail it."""
     split = Mosaics("train", 0, DigitsData())
     times_ms = []
     for attempt in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         for index in range(100):
             split[100 * attempt + index]
-        times_ms.append((time.perf_counter() - start) * 10)
+        times_ms.append((time.process_time() - start) * 10)
     assert min(times_ms) < 1
 
 
