@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
+# DeepSpeed's own default.
+MOST_IN_A_BUCKET = 500_000_000
+
+
 def precision(config: RunConfig[Any], device: torch.device) -> torch.dtype:
     """bf16 where the device has units for it and the configuration allows, else fp32."""
     if config.precision == "auto":
@@ -59,9 +63,11 @@ def start(
         betas=config.optimizer.betas,
         eps=config.optimizer.eps,
     )
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=optimizer, config=engine_config(config, dtype), dist_init_required=False
-    )
+    settings = engine_config(config, dtype)
+    # DeepSpeed sets its buckets' memory aside at once, several gigabytes by default; no more than all gradients fill.
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    settings["zero_optimization"]["reduce_bucket_size"] = max(1, min(MOST_IN_A_BUCKET, trained))
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
 
 
