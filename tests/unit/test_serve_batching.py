@@ -49,7 +49,7 @@ def test_images_of_one_request_count_together() -> None:
 def test_bent_requests_join_those_who_asked_for_what_they_are_bent_to() -> None:
     queue = batcher(*(ticket(number, BENDS) for number in range(8)), ticket(8, exact(16)), mode="on")
     queue.governor.level = 3
-    queue.governor.update = lambda now, ahead_s: 3  # type: ignore[method-assign]
+    queue.governor.update = lambda now, ahead_s, running: 3  # type: ignore[method-assign]
     assert started(queue) == list(range(9))
 
 

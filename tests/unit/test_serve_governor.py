@@ -110,6 +110,20 @@ def test_a_silent_replica_is_at_full_count_when_somebody_comes_again() -> None:
     assert full_again_after(simulate(crowd + later, governor()), 5) < 2
 
 
+def test_one_look_after_a_long_pass_is_not_taken_for_a_while_without_work() -> None:
+    chosen = governor()
+    heavy, none = [5.0] * chosen.num_levels, [0.0] * chosen.num_levels
+    chosen.update(0.0, heavy)
+    chosen.corrected(0.8, 0.8)
+    assert chosen.update(0.8, none) > 0, "it fits at one look"
+    chosen.corrected(0.8, 0.8)
+    assert chosen.update(1.6, none) == 0, "it has fitted for 0.8 s"
+    chosen.update(2.4, heavy)
+    assert chosen.update(3.2, none, running=True) > 0, "the look of one who asks for the load, in the midst of a pass"
+    chosen.update(4.0, heavy)
+    assert chosen.update(4.8, none) == 0, "nothing was there to be done"
+
+
 def test_a_steady_load_does_not_make_the_level_flutter() -> None:
     levels = simulate(poisson(1.9 * CAPACITY, 60, [BENDS], 0), governor()).levels
     changes = sum(before != after for (_, before), (_, after) in pairwise(levels))

@@ -162,9 +162,10 @@ class Batcher:
     def update(self, now: float) -> int:
         """Let the governor look at what the last in line waits for; the level from here on."""
         if not self._waiting:
-            return self.governor.update(now, [0.0] * self.governor.num_levels)
+            return self.governor.update(now, [0.0] * self.governor.num_levels, bool(self._running))
         own_s = next(reversed(self._waiting.values())).work_s
-        return self.governor.update(now, [total - own for total, own in zip(self.ahead_s(), own_s, strict=True)])
+        ahead_s = [total - own for total, own in zip(self.ahead_s(), own_s, strict=True)]
+        return self.governor.update(now, ahead_s, bool(self._running))
 
     def gathering_s(self, now: float, slots: int) -> float:
         """For how long an idle engine should let more requests come before it reads; infinite where none waits.

@@ -88,7 +88,7 @@ class Governor:
         self._demand = [0.0] * self.num_levels
         self._met = 0
         self._fits_since: float | None = None
-        self._looked = -inf
+        self._looked, self._passed_s = -inf, 0.0
 
     @property
     def num_levels(self) -> int:
@@ -156,15 +156,18 @@ class Governor:
         for level, seconds in enumerate(work_s):
             self._demand[level] += seconds
 
-    def update(self, now: float, ahead_s: Sequence[float]) -> int:
-        """The level from here on, given the calibrated seconds that the last in line waits for, at each level."""
+    def update(self, now: float, ahead_s: Sequence[float], running: bool = False) -> int:
+        """The level from here on, given the calibrated seconds that the last in line waits for, at each level.
+
+        `running`: whether answers are being written, which have been since the last look or before.
+        """
         self._forget(now)
         if self.mode == "off":
             return 0
-        if now - self._looked >= _HOLD_S:
-            # Nobody looks where there is nothing to do, which is a load that fits well.
+        if not running and now - self._looked - self._passed_s >= _HOLD_S:
+            # Nobody looks where there is nothing to do, which is a load that fits well; nor does anybody during a pass.
             self._fits_since = self._looked
-        self._looked = now
+        self._looked, self._passed_s = now, 0.0
         fits = self._first(ahead_s, _BUDGET, _DEMAND)
         fits_well = self._first(ahead_s, _BUDGET_UP, _DEMAND_UP)
         if fits > self.level:
@@ -261,6 +264,7 @@ class Governor:
 
         A step over more text than any that was measured tells of that text, not of the machine.
         """
+        self._passed_s += took_s
         if predicted_s > 0 and text <= self.costs.text.many:
             found = min(max(took_s / predicted_s, _FASTEST), _SLOWEST)
             weight = min(1.0, took_s / (_SLOWER_S if found > self.scale else _WINDOW_S))
