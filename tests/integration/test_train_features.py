@@ -53,7 +53,10 @@ def test_a_tower_with_weights_that_nothing_uses_trains(zero: int, tmp_path: Path
     assert len(run.losses) == 12
 
 
-@pytest.mark.parametrize("overrides", [("zero=offload",), ("zero.stage=1", "zero.offload_optimizer=true")], ids=" ".join)
+OFFLOAD = [("zero=offload",), ("zero.stage=1", "zero.offload_optimizer=true")]
+
+
+@pytest.mark.parametrize("overrides", OFFLOAD, ids=" ".join)
 def test_offloading_changes_no_loss(overrides: tuple[str, ...], tmp_path: Path) -> None:
     run = cut_and_whole(tmp_path, *overrides)
     plain = Lab(tmp_path / "plain", configured(f"zero.stage={run.config.zero.stage}")).work()

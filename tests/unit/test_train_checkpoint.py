@@ -107,7 +107,7 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("patiently", [True, False])
 def test_workers_wait_for_what_one_writes_alone_and_for_nothing_else(patiently: bool) -> None:
-    store = dist.HashStore()
+    store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
 
     def wait(rank: int) -> None:
         group: Any = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=0.3))

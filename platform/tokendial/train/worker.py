@@ -203,7 +203,8 @@ def _manifest(job: Job, state: State, kind: str, stage: int) -> ck.Manifest:
 def _save_exact(job: Job, seat: Seat, engine: DeepSpeedEngine, state: State, stage: int, shelf: Shelf) -> None:
     folder = _cleared(ck.folder_of(shelf.root, state.step, "exact"), shelf, seat)
     # DeepSpeed has the others wait in the default group for what rank 0 alone writes.
-    with patient(dist.group.WORLD._get_backend(seat.device) if seat.world > 1 else None):
+    default: Any = dist.group.WORLD
+    with patient(default._get_backend(seat.device) if seat.world > 1 else None):
         ds.save(engine, folder, {"step": state.step})
     _barrier(seat)
     _enter(job, state.ledger, shelf)
