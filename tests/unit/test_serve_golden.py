@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,7 +165,9 @@ def test_a_model_whose_recorded_answers_were_all_cut_proves_itself(tmp_path: Pat
     async def proved() -> list[Finding]:
         replica = EngineReplica.__new__(EngineReplica)
         settings = EngineSettings(threads=1, slots=4, max_new_tokens=most)
+        began = time.monotonic()
         await replica.__init__(Source("m", "1", folder=str(folder)), settings)
+        assert sum(replica._start_s.values()) <= time.monotonic() - began, "this process is older than the replica"
         assert replica.served().answer_tokens == min(4, most)
 
         async def answer(request: ServeRequest) -> Whole:

@@ -10,8 +10,6 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import psutil
-
 from tokendial import environment
 from tokendial.model_folder import read_card
 from tokendial.serve import autoscaling
@@ -50,11 +48,11 @@ class EngineReplica:
 
         # Ray hides no GPU from a replica that asked for none.
         environment.apply(use_gpu=bool(ray.get_gpu_ids()))
-        # Imports torch, which only replicas need.
-        from tokendial.serve.engine import Engine
-
         self._id = uuid.uuid4().hex[:8]
-        self._start_s = {"process": time.time() - psutil.Process().create_time()}
+        self._start_s: dict[str, float] = {}
+        with self._timed("import"):
+            # Imports torch, which only replicas need.
+            from tokendial.serve.engine import Engine
         with self._timed("fetch"):
             folder = await asyncio.to_thread(source.fetch)
         with self._timed("load"):
