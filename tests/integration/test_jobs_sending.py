@@ -142,6 +142,8 @@ def test_a_stopped_run_ends_as_killed_and_the_same_command_continues_it(place: P
     standing = place.say(laptop, "status", "long", "--json").document[-1]
     assert standing["status"] == "RUNNING"
     attached = place.start(laptop, *long)
+    assert attached.stdout is not None
+    assert "at work already" in next(line for line in attached.stdout if line.startswith("long: "))
     stopped = place.say(laptop, "stop", "long", "--json")
     assert stopped.document == {"run": "long", "place": place.url}, stopped.err
     ended = finished(attached)
