@@ -21,7 +21,7 @@ from tokendial.results import read_examples
 from tokendial.serve.backend import Served, Whole
 from tokendial.serve.request import Ask, Done, Sampling, ServeRequest, Turn
 from tokendial.serve.start import OpenEndpoint
-from tokendial.tracking import golden, resolve_uri
+from tokendial.tracking import golden, resolve_uri, traces
 from tokendial.tracking.registry import move_alias, register
 from tokendial.tracking.traces import Tracer
 
@@ -73,6 +73,24 @@ def test_traces_never_wait_for_a_server_that_is_away() -> None:
     assert time.monotonic() - began < 1.0
     tracer.close()
     assert tracer.dropped == 1000
+
+
+def test_traces_to_a_server_that_goes_away_later_are_dropped_and_counted_too(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Exception | None] = [None, ConnectionError("away"), None]
+
+    def probe(_: str) -> None:
+        if (error := answers.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(traces, "probe", probe)
+    monkeypatch.setattr(Tracer, "_send", lambda *_: None)
+    tracer = Tracer(uri, "serve.later", share=1.0)
+    for _ in range(3):
+        tracer(REQUEST, WHOLE, Served("digits", "7", "accuracy", 0, ()), "")
+    tracer.close()
+    assert (tracer.dropped, answers) == (2, [None]), "one that failed, and one of the minute after it"
 
 
 @pytest.fixture(scope="module")

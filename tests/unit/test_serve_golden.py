@@ -72,6 +72,11 @@ def test_answers_as_recorded_do_not_pass_where_they_belie_the_ladder() -> None:
     assert Finding(4, 32, agreement=1.0, quality=0.9, recorded=0.95).passed
 
 
+def test_one_odd_answer_of_a_model_that_never_was_wrong_is_not_too_many() -> None:
+    assert Finding(4, 32, agreement=31 / 32, quality=31 / 32, recorded=1.0).passed
+    assert not Finding(4, 32, agreement=28 / 32, quality=28 / 32, recorded=1.0).passed
+
+
 def test_without_examples_there_is_nothing_to_find() -> None:
     async def answer(request: ServeRequest) -> Whole:
         raise AssertionError(request)

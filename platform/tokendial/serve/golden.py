@@ -36,9 +36,13 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """Agreement is high, and the quality shown is not surely (99 %) below the ladder's."""
+        """Agreement is high, and the quality shown is not surely (99 %) below the ladder's.
+
+        The few answers that may be odd are not held against the quality once more.
+        """
         spread = _Z * sqrt(max(self.recorded * (1 - self.recorded), 1e-4) / self.asked)
-        return self.agreement >= LEAST_AGREEMENT and self.quality >= self.recorded - spread
+        odd = 1 - self.agreement
+        return self.agreement >= LEAST_AGREEMENT and self.quality + odd >= self.recorded - spread
 
     def __str__(self) -> str:
         return (

@@ -74,8 +74,9 @@ class Tracer:
                 self.dropped += 1
                 continue
             try:
+                # Each time: that a trace could not be sent, MLflow only logs.
+                probe(self._uri)
                 if place is None:
-                    probe(self._uri)
                     mlflow.set_tracking_uri(self._uri)
                     place = experiment_id(connect(self._uri), self._uri, self._experiment)
                 self._send(answer, place)
